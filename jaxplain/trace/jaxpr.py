@@ -1,0 +1,260 @@
+"""A model's computation as a flat list of equations: the only contact with JAX's jaxpr internals.
+
+`trace` runs `jax.make_jaxpr`, inlines every transparent call (nested `jit`, `remat`, ...) and numbers the
+variables, so that what reads a program sees one list in evaluation order. Opaque calls stay one equation:
+functions with a derivative of their own (`custom_jvp`, `custom_vjp`), `scan`, `cond`, `while`, and jitted
+functions named like an activation (`jax.nn.silu` is one).
+
+Inlining a `remat` keeps its numbers and loses its saving of memory.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+
+# Calls whose body means the same as the call, with the parameter that holds the body.
+TRANSPARENT_CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "remat": "jaxpr",
+    "remat2": "jaxpr",
+    "checkpoint": "jaxpr",
+}
+# Jitted functions kept whole, because their name says more than their equations.
+ACTIVATIONS = frozenset(
+    "relu relu6 leaky_relu elu selu celu gelu silu swish softplus hard_swish hard_silu mish".split()
+)
+# Equations of a body that computes each output element from the same element of its input.
+ELEMENTWISE = frozenset(
+    """abs add and cbrt clamp convert_element_type copy div eq erf erf_inv erfc exp exp2 expm1 ge gt
+    integer_pow is_finite le log log1p logistic lt max min mul ne neg not or pow rsqrt select_n sign sin
+    cos sqrt square stop_gradient sub tan tanh xor broadcast_in_dim""".split()
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    """An operand whose value is known when the program is built."""
+
+    value: Any
+
+
+Atom = int | Constant
+
+
+@dataclasses.dataclass(frozen=True)
+class Equation:
+    """One primitive applied to variables (numbers) and constants."""
+
+    source: Any
+    inputs: tuple[Atom, ...]
+    outputs: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """Name of the primitive."""
+        return self.source.primitive.name
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        """Parameters of the primitive."""
+        return self.source.params
+
+    @property
+    def scope(self) -> str:
+        """Module path that Linen and Haiku leave in the equation, or an empty string."""
+        return str(self.source.source_info.name_stack)
+
+    def bind(self, values: Sequence[Any], **overrides: Any) -> list[Any]:
+        """Apply the primitive to `values`, with some parameters replaced."""
+        params = self.source.primitive.get_bind_params({**self.params, **overrides})
+        with self.source.ctx.manager:
+            outputs = self.source.primitive.bind(*values, **params)
+        return list(outputs) if self.source.primitive.multiple_results else [outputs]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Equations in evaluation order between numbered inputs and outputs."""
+
+    equations: tuple[Equation, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[Atom, ...]
+    avals: Mapping[int, Any]
+
+    def producers(self) -> dict[int, int]:
+        """Return the index of the equation that makes each variable."""
+        return {v: i for i, e in enumerate(self.equations) for v in e.outputs}
+
+    def consumers(self) -> dict[int, list[int]]:
+        """Return the indices of the equations that read each variable; an output counts as index -1."""
+        readers: dict[int, list[int]] = {}
+        for index, equation in enumerate(self.equations):
+            for atom in equation.inputs:
+                if isinstance(atom, int):
+                    readers.setdefault(atom, []).append(index)
+        for atom in self.outputs:
+            if isinstance(atom, int):
+                readers.setdefault(atom, []).append(-1)
+        return readers
+
+    def names(self) -> dict[str, int]:
+        """Return the variable of every tensor tagged with `checkpoint_name`; the last one wins."""
+        return {
+            str(e.params["name"]): e.outputs[0] for e in self.equations if e.name == "name"
+        }
+
+
+def _body(call: Any) -> tuple[Any, Sequence[Any]]:
+    """Return (equations' owner, constants) of an open or closed jaxpr."""
+    return getattr(call, "jaxpr", call), getattr(call, "consts", ())
+
+
+def _is_activation(equation: Any) -> bool:
+    if equation.params.get("name") not in ACTIVATIONS or len(equation.outvars) != 1:
+        return False
+    return all(
+        _is_activation(inner) or inner.primitive.name in ELEMENTWISE or _elementwise_call(inner)
+        for inner in _body(equation.params["jaxpr"])[0].eqns
+    )
+
+
+def _elementwise_call(equation: Any) -> bool:
+    key = TRANSPARENT_CALLS.get(equation.primitive.name) or (
+        "call_jaxpr" if equation.primitive.name == "custom_jvp_call" else None
+    )
+    return key is not None and all(
+        e.primitive.name in ELEMENTWISE or _elementwise_call(e) for e in _body(equation.params[key])[0].eqns
+    )
+
+
+def flatten(jaxpr: Any, consts: Sequence[Any] | None = None) -> Program:
+    """Inline the transparent calls of a jaxpr (open or closed) and number its variables."""
+    equations: list[Equation] = []
+    avals: dict[int, Any] = {}
+
+    def fresh(var: Any) -> int:
+        avals[len(avals)] = var.aval
+        return len(avals) - 1
+
+    def inline(owner: Any, constants: Sequence[Any], arguments: Sequence[Atom]) -> list[Atom]:
+        env: dict[Any, Atom] = dict(zip(owner.invars, arguments, strict=True))
+        env.update((v, Constant(c)) for v, c in zip(owner.constvars, constants, strict=True))
+
+        def read(var: Any) -> Atom:
+            return Constant(var.val) if isinstance(var, core.Literal) else env[var]
+
+        for eqn in owner.eqns:
+            inputs = [read(v) for v in eqn.invars]
+            key = TRANSPARENT_CALLS.get(eqn.primitive.name)
+            if key is not None and not _is_activation(eqn):
+                env.update(zip(eqn.outvars, inline(*_body(eqn.params[key]), inputs), strict=True))
+                continue
+            outputs = tuple(fresh(v) for v in eqn.outvars)
+            equations.append(Equation(eqn, tuple(inputs), outputs))
+            env.update(zip(eqn.outvars, outputs, strict=True))
+        return [read(v) for v in owner.outvars]
+
+    owner, own_consts = _body(jaxpr)
+    inputs = tuple(fresh(v) for v in owner.invars)
+    outputs = inline(owner, own_consts if consts is None else consts, inputs)
+    return Program(tuple(equations), inputs, tuple(outputs), avals)
+
+
+def trace(function: Callable[..., Any], *args: Any) -> tuple[Program, Any]:
+    """Return the flat program of `function(*args)` and the tree structure of its result.
+
+    Arguments may be arrays, tracers or `jax.ShapeDtypeStruct`; the program's inputs and outputs are the flattened leaves.
+    """
+    closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
+    return flatten(closed), jax.tree.structure(shape)
+
+
+def body(equation: Equation) -> Program | None:
+    """Return the program inside a `custom_jvp_call` or a kept activation, or None."""
+    call = equation.params.get("call_jaxpr", equation.params.get("jaxpr"))
+    if equation.name not in ("custom_jvp_call", *TRANSPARENT_CALLS) or call is None:
+        return None
+    inner = flatten(call)
+    # The body may itself be one kept activation (`relu` is a jitted function in a `custom_jvp`).
+    while len(inner.equations) == 1 and inner.equations[0].name in TRANSPARENT_CALLS:
+        inner = flatten(inner.equations[0].params[TRANSPARENT_CALLS[inner.equations[0].name]])
+    return inner
+
+
+def branches(equation: Equation) -> tuple[Program, ...]:
+    """Return the programs of a `cond` equation's branches."""
+    return tuple(flatten(b) for b in equation.params["branches"])
+
+
+def scan_body(equation: Equation) -> Program:
+    """Return the program of one step of a `scan` equation: (constants, carry, slices) -> (carry, slices)."""
+    return flatten(equation.params["jaxpr"])
+
+
+def is_float(atom_or_aval: Any) -> bool:
+    """Say whether a value, aval or constant carries derivatives."""
+    value = atom_or_aval.value if isinstance(atom_or_aval, Constant) else atom_or_aval
+    return jnp.issubdtype(getattr(value, "dtype", jnp.result_type(type(value))), jnp.inexact)
+
+
+def evaluate(
+    program: Program,
+    values: Mapping[int, Any],
+    wanted: Sequence[Atom],
+    *,
+    equations: Sequence[int] | None = None,
+    edits: Mapping[int, Callable[[Any], Any]] | None = None,
+) -> list[Any]:
+    """Run equations (all, or those listed) from known variables and return the wanted ones.
+
+    Args:
+        program: what to run.
+        values: the known variables, by number.
+        wanted: variables or constants to return.
+        equations: indices to run, in ascending order; None runs all.
+        edits: functions applied to variables the moment they are known, before anything reads them.
+    """
+    env = dict(values)
+    edits = edits or {}
+    for variable in set(env) & set(edits):
+        env[variable] = edits[variable](env[variable])
+    for index in range(len(program.equations)) if equations is None else equations:
+        equation = program.equations[index]
+        outputs = equation.bind([read(env, a) for a in equation.inputs])
+        for variable, output in zip(equation.outputs, outputs, strict=True):
+            env[variable] = edits[variable](output) if variable in edits else output
+    return [read(env, a) for a in wanted]
+
+
+def read(env: Mapping[int, Any], atom: Atom) -> Any:
+    """Return the value of a variable or constant."""
+    return atom.value if isinstance(atom, Constant) else env[atom]
+
+
+def ancestors(program: Program, wanted: Sequence[Atom], stop: frozenset[int] = frozenset()) -> tuple[list[int], set[int]]:
+    """Return the equations that `wanted` needs, and the program inputs they read, not looking behind `stop`."""
+    producers = program.producers()
+    needed: set[int] = set()
+    inputs: set[int] = set()
+    pending = [a for a in wanted if isinstance(a, int)]
+    seen = set(pending)
+    while pending:
+        variable = pending.pop()
+        if variable in stop:
+            continue
+        if variable not in producers:
+            inputs.add(variable)
+            continue
+        needed.add(producers[variable])
+        for atom in program.equations[producers[variable]].inputs:
+            if isinstance(atom, int) and atom not in seen:
+                seen.add(atom)
+                pending.append(atom)
+    return sorted(needed), inputs
