@@ -1,0 +1,64 @@
+# The commands of this project. Everything is installed into .venv, from nothing but Python >= 3.11 and pip.
+
+PYTHON ?= python3
+JOBS ?= 2
+BIN := .venv/bin
+STAMP := .venv/installed
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test check format doctest notebooks bench wheel-test clean-env
+
+help: ## list these commands
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+env: $(STAMP) ## create .venv with the package and its tools
+
+# Made anew when pyproject.toml changes. Debian splits ensurepip from Python: there, the machine's own pip fills .venv.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "jaxplain needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) -V); try: make env PYTHON=python3.12" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv 2>/dev/null || \
+	  { rm -rf .venv && $(PYTHON) -m venv --without-pip .venv && \
+	    $(PYTHON) -m pip --python $(BIN)/python install --quiet 'pip>=25.1'; }
+	@echo "Installing jaxplain into .venv (a few minutes, once)"
+	@$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	@$(BIN)/python -m pip install --quiet --editable . --group dev
+	@touch $@
+
+demo: $(STAMP) ## explain held-out images with every method: demo/report.html
+	@$(BIN)/jaxplain demo --out demo/report.html
+
+test: $(STAMP) ## run all tests and doctests
+	@$(BIN)/python -m pytest -q -n $(JOBS)
+
+check: $(STAMP) ## formatting, lint and types
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/pyright
+
+format: $(STAMP) ## let ruff format and repair
+	@$(BIN)/ruff check --fix-only .
+	@$(BIN)/ruff format .
+
+doctest: $(STAMP) ## run the examples in the docstrings
+	@$(BIN)/python -m pytest -q jaxplain
+
+notebooks: $(STAMP) ## execute every notebook
+	@PYTHONWARNINGS=ignore $(BIN)/jupyter execute --timeout=600 notebooks/*.ipynb
+
+bench: $(STAMP) ## quick benchmarks, a line a figure
+	@status=0; for script in benchmarks/*.py; do \
+	  grep -q __main__ $$script || continue; \
+	  $(BIN)/python $$script --quick || status=1; \
+	done; exit $$status
+
+wheel-test: $(STAMP) ## build the wheel, install it in a clean environment and use it
+	@rm -rf dist .cache/wheel && mkdir -p .cache/wheel
+	@$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	@$(BIN)/python -m venv --without-pip .cache/wheel/venv
+	@$(BIN)/python -m pip --python .cache/wheel/venv/bin/python install --quiet dist/*.whl
+	@cd .cache/wheel && venv/bin/python -c 'import jaxplain; print(jaxplain.__file__)' && \
+	  venv/bin/jaxplain models
+
+clean-env: ## remove .venv and the caches
+	rm -rf .venv .cache dist

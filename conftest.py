@@ -1,0 +1,25 @@
+"""Settings of every test and doctest. They must stand before JAX, or jaxplain, is first imported."""
+
+import os
+from pathlib import Path
+
+import hypothesis
+import jaxtyping
+
+ROOT = Path(__file__).parent
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Sharded code is tested on eight simulated devices; programs that a test starts inherit all this.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+os.environ["MPLBACKEND"] = "agg"
+
+# Shapes in jaxplain's signatures are checked at every call.
+jaxtyping.install_import_hook("jaxplain", "beartype.beartype")
+
+# The same examples everywhere, so that a failure is everybody's; "thorough" searches on.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=25)
+hypothesis.settings.register_profile("thorough", deadline=None, max_examples=1000)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
