@@ -19,10 +19,10 @@ $(STAMP): pyproject.toml
 	  { echo "jaxplain needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) -V); try: make env PYTHON=python3.12" >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv 2>/dev/null || \
 	  { rm -rf .venv && $(PYTHON) -m venv --without-pip .venv && \
-	    $(PYTHON) -m pip --python $(BIN)/python install --quiet 'pip>=25.1'; }
+	    $(PYTHON) -m pip --python $(BIN)/python install -qq 'pip>=25.1'; }
 	@echo "Installing jaxplain into .venv (a few minutes, once)"
-	@$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	@$(BIN)/python -m pip install --quiet --editable . --group dev
+	@$(BIN)/python -m pip install -qq --upgrade 'pip>=25.1'
+	@$(BIN)/python -m pip install -qq --editable . --group dev
 	@touch $@
 
 demo: $(STAMP) ## explain held-out images with every method: demo/report.html
@@ -54,9 +54,9 @@ bench: $(STAMP) ## quick benchmarks, a line a figure
 
 wheel-test: $(STAMP) ## build the wheel, install it in a clean environment and use it
 	@rm -rf dist .cache/wheel && mkdir -p .cache/wheel
-	@$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	@$(BIN)/python -m pip wheel -qq --no-deps --wheel-dir dist .
 	@$(BIN)/python -m venv --without-pip .cache/wheel/venv
-	@$(BIN)/python -m pip --python .cache/wheel/venv/bin/python install --quiet dist/*.whl
+	@$(BIN)/python -m pip --python .cache/wheel/venv/bin/python install -qq dist/*.whl
 	@cd .cache/wheel && venv/bin/python -c 'import jaxplain; print(jaxplain.__file__)' && \
 	  venv/bin/jaxplain models
 

@@ -1,4 +1,4 @@
-"""Settings of every test and doctest. They must stand before JAX, or jaxplain, is first imported."""
+"""Settings of every test and doctest; they must stand before JAX or jaxplain is imported."""
 
 import os
 from pathlib import Path
