@@ -1,0 +1,144 @@
+"""The house rules about who may import whom, read from the source."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "jaxplain"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+# A room is a module or a folder directly in the package. It may import rooms above it in this
+# list, and itself.
+FLOORS = [
+    {"names"},
+    {"preprocessing", "scores"},
+    {"model"},
+    {"trace", "solvers", "models", "superpixels", "data", "sharding"},
+    {"methods", "training"},
+    {"evaluation"},
+    {"plot", "report"},
+    {"cli"},
+]
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+# Imported only by these: one place to mend when the library behind it changes.
+ONLY_IN = {
+    "jax.extend": {"trace/jaxpr.py"},
+    "jax._src": set(),
+    "matplotlib": {"plot.py"},
+    "jinja2": {"report.py"},
+    "typer": {"cli.py"},
+}
+
+# Each costs more than all of jaxplain, so it is imported by what uses it.
+HEAVY = {
+    "PIL",
+    "array_record",
+    "cv2",
+    "grain",
+    "jinja2",
+    "matplotlib",
+    "optax",
+    "orbax",
+    "pooch",
+    "rich",
+    "safetensors",
+    "skimage",
+    "sklearn",
+    "tensorflow_datasets",
+    "typer",
+}
+
+
+def imported(path: Path) -> set[str]:
+    """Full names of everything that a file imports, at its top or inside a function."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def within(name: str, module: str) -> bool:
+    return name == module or name.startswith(module + ".")
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def test_every_room_has_a_floor_and_every_floor_its_rooms():
+    assert {room(path) for path in SOURCES} - {"__init__"} == set(FLOOR)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_one_way(path):
+    here = room(path)
+    if here == "__init__":
+        return
+    names = {name for name in imported(path) if within(name, "jaxplain")}
+    rooms = {name.split(".")[1] for name in names} - {here}
+    assert {other for other in rooms if FLOOR[other] >= FLOOR[here]} == set()
+
+
+def test_solvers_know_nothing_of_images():
+    names = set().union(*(imported(path) for path in (PACKAGE / "solvers").rglob("*.py")))
+    assert {
+        n for n in names if within(n, "jaxplain") and not within(n, "jaxplain.solvers")
+    } == set()
+
+
+@pytest.mark.parametrize("module", ONLY_IN)
+def test_delicate_libraries_are_touched_in_one_place(module):
+    users = {
+        str(path.relative_to(PACKAGE))
+        for path in SOURCES
+        if any(within(name, module) for name in imported(path))
+    }
+    assert users == ONLY_IN[module]
+
+
+def test_every_imported_library_is_declared_and_every_declared_one_imported():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {canonical(re.split(r"[<>=!~ \[;]", entry)[0]) for entry in project["dependencies"]}
+    distributions = metadata.packages_distributions()
+    tops = {name.split(".")[0] for path in SOURCES for name in imported(path)}
+    tops -= sys.stdlib_module_names | {"jaxplain"}
+    assert tops - set(distributions) == set(), "not installed"
+    used = {canonical(name) for top in tops for name in distributions[top]}
+    # tensorflow-datasets imports it without declaring it.
+    assert used | {"importlib-resources"} == declared
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_importing_jaxplain_loads_nothing_heavy():
+    script = "import sys, jaxplain; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout.split()
+    # What Flax itself loads is paid for already.
+    script = "import sys, jax, flax.linen; print(*sys.modules)"
+    free = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout.split()
+    assert "jaxplain" in loaded
+    assert HEAVY & ({name.split(".")[0] for name in loaded} - set(free)) == set()
+
+
+@pytest.mark.parametrize("name", ["models", "solvers"])
+def test_the_top_level_links_lead_into_the_package(name):
+    assert (ROOT / name).is_symlink()
+    assert (ROOT / name).resolve() == PACKAGE / name
