@@ -1,0 +1,334 @@
+"""Heat maps as pictures: colours, overlays, curves and figures for notebooks. The only file that knows matplotlib.
+
+Two colour maps, both legible to colour-blind readers: "inferno", perceptually uniform from black to pale yellow, for maps
+without a sign; "RdBu" reversed, centred on zero, red for evidence in favour and blue for evidence against, for maps with one.
+
+Every map is divided by its own scale before it is coloured: the 99.5th percentile of its absolute values, so that a few extreme
+pixels do not darken all others. What lies beyond is clipped. Maps made visible this way can be compared in *where* they
+point, never in how strong they are.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PERCENTILE = 99.5
+"""Of the absolute values of a map, the percentile that is shown in the strongest colour."""
+
+COLOURS = {False: "inferno", True: "RdBu_r"}
+"""matplotlib's colour map of maps without a sign (False) and with one (True)."""
+
+Picture = UInt8[np.ndarray, "h w 3"] | UInt8[np.ndarray, "h w"]
+
+
+def scale(heatmap: Any, *, percentile: float = PERCENTILE) -> float:
+    """Return the value of a map that is shown in the strongest colour.
+
+    The percentile of its absolute values; their maximum where that percentile is zero (a map of a few pixels); one where
+    the map is zero everywhere.
+
+    Args:
+        heatmap: (H, W) finite numbers.
+        percentile: 0 < percentile ≤ 100.
+
+    Raises:
+        ValueError: not (H, W), not finite, or a percentile out of range.
+
+    Example:
+        >>> scale(np.array([[0.0, -4.0], [2.0, 1.0]]), percentile=100)
+        4.0
+    """
+    if not 0 < percentile <= 100:
+        raise ValueError(f"percentile is {percentile}; expected a number above 0, up to 100")
+    size = np.abs(_heatmap(heatmap))
+    robust = float(np.percentile(size, percentile))
+    return robust or float(size.max()) or 1.0
+
+
+def levels(heatmap: Any, *, signed: bool, percentile: float = PERCENTILE) -> Float[np.ndarray, "h w"]:
+    """Return a map divided by its `scale` and clipped: to 0..1, or to -1..1 if signed.
+
+    Without a sign, negative values count as zero.
+
+    Example:
+        >>> levels(np.array([[-2.0, 4.0]]), signed=True, percentile=100)
+        array([[-0.5,  1. ]], dtype=float32)
+    """
+    values = _heatmap(heatmap)
+    if not signed:
+        values = np.maximum(values, 0)
+    return np.clip(values / scale(values, percentile=percentile), -1 if signed else 0, 1).astype(np.float32)
+
+
+def heatmap_rgb(heatmap: Any, *, signed: bool = False, percentile: float = PERCENTILE) -> UInt8[np.ndarray, "h w 3"]:
+    """Return a map in colours.
+
+    Args:
+        heatmap: (H, W) finite numbers.
+        signed: whether negative values mean evidence against; if not, they count as zero.
+        percentile: see `scale`.
+
+    Raises:
+        ValueError: as `scale`.
+
+    Example:
+        >>> heatmap_rgb(np.zeros((1, 1)), signed=True)  # zero is almost white
+        array([[[247, 246, 246]]], dtype=uint8)
+    """
+    return palette(signed=signed)[_index(levels(heatmap, signed=signed, percentile=percentile), signed)]
+
+
+def overlay(
+    picture: Picture, heatmap: Any, *, signed: bool = False, strength: float = 0.85, percentile: float = PERCENTILE
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Return a map in colours laid over its picture, which is turned grey so that every colour is the map's.
+
+    The stronger the value, the less of the picture shows through: zero leaves it as it is.
+
+    Args:
+        picture: uint8 (h, w, 3) or (h, w).
+        heatmap: (H, W) finite numbers; enlarged bilinearly to the picture.
+        signed: see `heatmap_rgb`.
+        strength: opacity of the strongest colour, 0..1.
+        percentile: see `scale`.
+
+    Raises:
+        TypeError: the picture is not uint8.
+        ValueError: another shape, or a strength out of range.
+
+    Example:
+        >>> overlay(np.full((4, 4), 100, np.uint8), np.zeros((2, 2)))[0, 0]
+        array([100, 100, 100], dtype=uint8)
+    """
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength is {strength}; expected 0 to 1")
+    grey = _grey(picture)
+    values = _resize(levels(heatmap, signed=signed, percentile=percentile), (grey.shape[0], grey.shape[1]))
+    alpha = strength * opacity(values)[..., None]
+    colours = palette(signed=signed)[_index(values, signed)]
+    return np.round(alpha * colours + (1 - alpha) * grey[..., None]).astype(np.uint8)
+
+
+def opacity(values: Any) -> Float[np.ndarray, "..."]:
+    """Return how opaque `levels` are drawn over a picture: zero at 0, one from 0.6, smooth between.
+
+    Example:
+        >>> opacity(np.array([0.0, -0.6, 1.0], np.float32))
+        array([0., 1., 1.], dtype=float32)
+    """
+    t = np.clip(np.abs(np.asarray(values, np.float32)) / np.float32(0.6), 0, 1)
+    return t * (2 - t)
+
+
+def palette(*, signed: bool, size: int = 256) -> UInt8[np.ndarray, "n 3"]:
+    """Return the colours of `size` evenly spaced levels, from the lowest (0, or -1 if signed) to 1.
+
+    Example:
+        >>> palette(signed=False, size=2)
+        array([[  0,   0,   3],
+               [252, 254, 164]], dtype=uint8)
+    """
+    import matplotlib as mpl
+
+    return mpl.colormaps[COLOURS[signed]](np.linspace(0, 1, size), bytes=True)[:, :3]
+
+
+def colour_bar(*, signed: bool = False, length: int = 256, thickness: int = 12) -> UInt8[np.ndarray, "h w 3"]:
+    """Return the colours from the lowest level (left) to the highest: (thickness, length, 3).
+
+    Example:
+        >>> colour_bar(length=64, thickness=4).shape
+        (4, 64, 3)
+    """
+    return np.broadcast_to(palette(signed=signed, size=length), (thickness, length, 3)).copy()
+
+
+def iou_curves(
+    curves: Mapping[str, Any], thresholds: Any, *, bands: Mapping[str, tuple[Any, Any]] | None = None
+) -> "Figure":
+    """Draw the mean IoU of each method's thresholded maps with the mask, a small chart a method.
+
+    Every chart repeats the others' curves in grey, so that twenty methods can be told apart without twenty colours.
+
+    Args:
+        curves: method name -> (T,) mean IoU.
+        thresholds: (T,) thresholds.
+        bands: method name -> (lower, upper), (T,) each: an interval to shade.
+
+    Returns:
+        A matplotlib figure, closed for pyplot: the last expression of a notebook cell shows it once.
+
+    Raises:
+        ValueError: no curves, or a curve of another length than the thresholds.
+    """
+    x = np.asarray(thresholds)
+    if not curves:
+        raise ValueError("curves is empty; expected one curve a method")
+    for name, curve in curves.items():
+        if np.shape(curve) != x.shape:
+            raise ValueError(f"curves[{name!r}] has shape {np.shape(curve)}; expected {x.shape}, one value a threshold")
+    columns = min(5, len(curves))
+    rows = -(-len(curves) // columns)
+    figure, axes = _subplots(rows, columns, size=(2.1 * columns, 1.75 * rows), sharex=True, sharey=True)
+    for axis, (name, curve) in zip(axes.flat, curves.items(), strict=False):
+        for other in curves.values():
+            axis.plot(x, other, color="0.85", linewidth=0.8)
+        if bands and name in bands:
+            axis.fill_between(x, *bands[name], color="#b5451f", alpha=0.2, linewidth=0)
+        axis.plot(x, curve, color="#b5451f", linewidth=1.8)
+        axis.set_title(f"{name}  {np.trapezoid(curve, x) / np.ptp(x):.2f}", fontsize=8, loc="left")
+    for axis in axes.flat[len(curves) :]:
+        axis.set_visible(False)
+    for axis in axes.flat:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=7)
+    figure.supxlabel("threshold", fontsize=8)
+    figure.supylabel("IoU with the mask", fontsize=8)
+    return figure
+
+
+def show(picture: Picture, heatmap: Any, *, signed: bool = False, title: str = "") -> "Figure":
+    """Draw a picture, its heat map and both together, with the colour bar.
+
+    Args:
+        picture: uint8 (h, w, 3) or (h, w).
+        heatmap: (H, W) finite numbers.
+        signed: see `heatmap_rgb`.
+        title: above the map.
+
+    Returns:
+        A matplotlib figure, closed for pyplot: the last expression of a notebook cell shows it once.
+
+    Example:
+        >>> figure = show(np.zeros((8, 8), np.uint8), np.eye(8))
+        >>> len(figure.axes)  # picture, map, overlay, colour bar
+        4
+    """
+    figure, axes = _subplots(1, 3, size=(8.2, 2.9))
+    panels = (_rgb(picture), heatmap_rgb(heatmap, signed=signed), overlay(picture, heatmap, signed=signed))
+    names = ("picture", title or "map", "overlay")
+    for axis, panel, name in zip(axes.flat, panels, names, strict=True):
+        _panel(axis, panel, name)
+    _bar(figure, list(axes.flat), signed=signed)
+    return figure
+
+
+def grid(
+    pictures: Sequence[Picture], heatmaps: Mapping[str, Any], *, signed: Sequence[str] = (), titles: Sequence[str] = ()
+) -> "Figure":
+    """Draw pictures (rows) with the overlays of several methods (columns).
+
+    Args:
+        pictures: N pictures, uint8 (h, w, 3) or (h, w).
+        heatmaps: method name -> (N, H, W) maps.
+        signed: the names of the methods whose maps have a sign.
+        titles: N row titles, or none.
+
+    Returns:
+        A matplotlib figure, closed for pyplot: the last expression of a notebook cell shows it once.
+
+    Raises:
+        ValueError: numbers of pictures, maps or titles that differ, or a signed name without maps.
+
+    Example:
+        >>> figure = grid([np.zeros((8, 8), np.uint8)] * 2, {"gradient": np.ones((2, 4, 4))}, signed=["gradient"])
+        >>> len(figure.axes)
+        5
+    """
+    for name, maps in heatmaps.items():
+        if np.ndim(maps) != 3 or len(maps) != len(pictures):
+            raise ValueError(
+                f"heatmaps[{name!r}] has shape {np.shape(maps)}; expected ({len(pictures)}, height, width), "
+                "one map a picture"
+            )
+    missing = sorted(set(signed) - set(heatmaps))
+    if missing:
+        raise ValueError(f"signed names {missing}, which have no maps; maps: {sorted(heatmaps)}")
+    if titles and len(titles) != len(pictures):
+        raise ValueError(f"titles has {len(titles)} entries; expected {len(pictures)}, one a picture")
+    if not pictures:
+        raise ValueError("pictures is empty; expected at least one")
+    columns = 1 + len(heatmaps)
+    figure, axes = _subplots(len(pictures), columns, size=(1.6 * columns + 0.4, 1.65 * len(pictures) + 0.2))
+    for row, picture in enumerate(pictures):
+        _panel(axes[row, 0], _rgb(picture), "picture" if row == 0 else "")
+        if titles:
+            axes[row, 0].set_ylabel(titles[row], fontsize=8)
+        for column, (name, maps) in enumerate(heatmaps.items(), start=1):
+            panel = overlay(picture, maps[row], signed=name in signed)
+            _panel(axes[row, column], panel, name if row == 0 else "")
+    for kind in (False, True):
+        if any((name in signed) is kind for name in heatmaps):
+            _bar(figure, list(axes.flat), signed=kind)
+    return figure
+
+
+def _heatmap(heatmap: Any) -> np.ndarray:
+    values = np.asarray(heatmap, np.float32)
+    if values.ndim != 2 or values.size == 0:
+        raise ValueError(f"heatmap has shape {values.shape}; expected (height, width)")
+    if not np.isfinite(values).all():
+        raise ValueError(f"heatmap holds {int((~np.isfinite(values)).sum())} values that are not finite")
+    return values
+
+
+def _index(values: np.ndarray, signed: bool) -> np.ndarray:
+    """Levels to the 256 entries of the palette."""
+    unit = (values + 1) / 2 if signed else values
+    return np.minimum((unit * 256).astype(int), 255)
+
+
+def _rgb(picture: np.ndarray) -> np.ndarray:
+    picture = np.asarray(picture)
+    if picture.dtype != np.uint8:
+        raise TypeError(f"picture has dtype {picture.dtype}; expected uint8")
+    if picture.ndim == 2:
+        picture = np.repeat(picture[..., None], 3, axis=2)
+    if picture.ndim != 3 or picture.shape[2] != 3:
+        raise ValueError(f"picture has shape {picture.shape}; expected (height, width, 3) or (height, width)")
+    return picture
+
+
+def _grey(picture: np.ndarray) -> np.ndarray:
+    """Luma of ITU-R 601, float32 (h, w)."""
+    return _rgb(picture).astype(np.float32) @ np.float32([0.299, 0.587, 0.114])
+
+
+def _resize(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    from PIL import Image
+
+    if values.shape == size:
+        return values
+    enlarged = Image.fromarray(values).resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    return np.asarray(enlarged, np.float32)
+
+
+def _subplots(rows: int, columns: int, *, size: tuple[float, float], **options: Any) -> tuple["Figure", Any]:
+    """A figure that pyplot knows (so that notebooks draw it) but does not keep (so that they draw it once)."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **options)
+    plt.close(figure)
+    return figure, axes
+
+
+def _panel(axis: Any, image: np.ndarray, title: str) -> None:
+    axis.imshow(image)
+    axis.set_title(title, fontsize=8)
+    axis.set_xticks([])
+    axis.set_yticks([])
+
+
+def _bar(figure: Any, axes: list[Any], *, signed: bool) -> None:
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    mappable = ScalarMappable(Normalize(-1 if signed else 0, 1), COLOURS[signed])
+    ticks = [-1, 0, 1] if signed else [0, 1]
+    bar = figure.colorbar(mappable, ax=axes, ticks=ticks, shrink=0.8, aspect=30)
+    bar.ax.set_yticklabels(["against", "0", "for"] if signed else ["none", "most"], fontsize=7)
