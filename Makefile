@@ -44,7 +44,9 @@ doctest: $(STAMP) ## run the examples in the docstrings
 	@$(BIN)/python -m pytest -q jaxplain
 
 notebooks: $(STAMP) ## execute every notebook
-	@PYTHONWARNINGS=ignore $(BIN)/jupyter execute --timeout=600 notebooks/*.ipynb
+	@for notebook in $(wildcard notebooks/*.ipynb); do \
+	  PYTHONWARNINGS=ignore $(BIN)/jupyter execute --timeout=600 $$notebook || exit 1; \
+	done
 
 bench: $(STAMP) ## quick benchmarks, a line a figure
 	@status=0; for script in benchmarks/*.py; do \
