@@ -24,7 +24,8 @@ ORDERS = ("RGB", "BGR")
 class Preprocessing:
     """How a uint8 picture becomes the input of a network.
 
-    It is resized, cropped, and becomes `scale * (picture / 255 - mean) / std`. Hashable, and so a static part of a `Model`; two equal ones share compilations.
+    It is resized, cropped, and becomes `scale * (picture / 255 - mean) / std`. Hashable, and so a
+    static part of a `Model`; two equal ones share compilations.
 
     Attributes:
         size: (height, width) of the network's input, in pixels.
@@ -77,8 +78,8 @@ class Preprocessing:
         """Return the network's input of one picture.
 
         Args:
-            picture: uint8 (h, w, 3) in RGB order, or (h, w) or (h, w, 1) grey; any size. A network of
-                colours sees a grey picture in equal channels; a network of grey sees the luma of
+            picture: uint8 (h, w, 3) in RGB order, or (h, w) or (h, w, 1) grey; any size. A colour
+                network sees a grey picture in equal channels; a grey network sees the luma of
                 colours (ITU-R 601, as Pillow's "L").
 
         Returns:
@@ -101,7 +102,11 @@ class Preprocessing:
             box=(left, top, left + width, top + height),
         )
         x = np.asarray(image, np.float32).reshape(self.input_shape) / np.float32(255)
-        x = (x - np.float32(self.mean)) / np.float32(self.std) * np.float32(self.scale)
+        x = (
+            (x - np.asarray(self.mean, np.float32))
+            / np.asarray(self.std, np.float32)
+            * np.float32(self.scale)
+        )
         return np.ascontiguousarray(x[..., ::-1]) if self.order == "BGR" else x
 
     def batch(self, pictures: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
@@ -136,7 +141,10 @@ class Preprocessing:
             )
         x = x[..., ::-1] if self.order == "BGR" else x
         return np.clip(
-            x / np.float32(self.scale) * np.float32(self.std) + np.float32(self.mean), 0, 1
+            x / np.float32(self.scale) * np.asarray(self.std, np.float32)
+            + np.asarray(self.mean, np.float32),
+            0,
+            1,
         )
 
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
@@ -146,7 +154,7 @@ class Preprocessing:
             >>> Preprocessing((8, 8), (0.5,), (0.25,)).bounds()
             (array([-2.], dtype=float32), array([2.], dtype=float32))
         """
-        mean, std = np.float32(self.mean), np.float32(self.std)
+        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
         low, high = (
             np.float32(self.scale) * (ink - mean) / std for ink in (np.float32(0), np.float32(1))
         )
@@ -154,7 +162,7 @@ class Preprocessing:
         return low[::step], high[::step]
 
     def region(self, picture_hw: tuple[int, int]) -> tuple[int, int, int, int]:
-        """Return the part of a picture that the network sees, where a heat map of its input belongs.
+        """Return the part of a picture that the network sees, where a heat map belongs.
 
         Args:
             picture_hw: (height, width) of the picture.
@@ -210,9 +218,8 @@ class Preprocessing:
         missing = [name for name in ("size", "mean", "std") if name not in fields]
         if missing:
             raise ValueError(f"preprocessing lacks {', '.join(missing)}")
-        return cls(
-            **_checked({field.name: field.default for field in dataclasses.fields(cls)} | fields)
-        )
+        defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+        return cls(**_checked({**defaults, **fields}))
 
 
 def _checked(fields: Mapping[str, Any]) -> dict[str, Any]:
