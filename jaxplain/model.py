@@ -112,7 +112,14 @@ class Model:
         return cls(params, apply, **_described(described))
 
     @classmethod
-    def from_linen(cls, module: Any, variables: Any, *, call: Mapping[str, Hashable] | None = None, **described: Any) -> "Model":
+    def from_linen(
+        cls,
+        module: Any,
+        variables: Any,
+        *,
+        call: Mapping[str, Hashable] | None = None,
+        **described: Any,
+    ) -> "Model":
         """Make a model of a Flax Linen module.
 
         Layers are the tensors tagged with `checkpoint_name` and the outputs of the submodules, by path ("block1.conv").
@@ -124,7 +131,12 @@ class Model:
             **described: as in `from_function`.
         """
         arguments = tuple(sorted((call or {}).items()))
-        return cls(variables, LinenApply(module, arguments), LinenCapture(module, arguments), **_described(described))
+        return cls(
+            variables,
+            LinenApply(module, arguments),
+            LinenCapture(module, arguments),
+            **_described(described),
+        )
 
     @classmethod
     def from_nnx(cls, module: Any, **described: Any) -> "Model":
@@ -147,7 +159,9 @@ class Model:
 def _described(options: dict[str, Any]) -> dict[str, Any]:
     allowed = {"capture", "input_shape", "preprocessing", "class_names", "name", "default_layer"}
     if set(options) - allowed:
-        raise TypeError(f"unknown arguments {sorted(set(options) - allowed)}; expected some of {sorted(allowed)}")
+        raise TypeError(
+            f"unknown arguments {sorted(set(options) - allowed)}; expected some of {sorted(allowed)}"
+        )
     for field in ("class_names", "input_shape"):
         if options.get(field) is not None:
             options[field] = tuple(options[field])
@@ -205,7 +219,9 @@ class NnxCapture:
         from flax import nnx
 
         module = nnx.merge(self.graph, params)
-        logits, state = nnx.capture(module, nnx.Intermediate, method_outputs=nnx.Intermediate)(images)
+        logits, state = nnx.capture(module, nnx.Intermediate, method_outputs=nnx.Intermediate)(
+            images
+        )
         return logits, _named_outputs(nnx.to_pure_dict(state))
 
 
@@ -246,7 +262,15 @@ def check_images(images: Any, model: Model | None = None) -> jax.Array:
             f"images have dtype {images.dtype}; expected preprocessed floats (see Model.preprocessing)"
         )
     if images.ndim != 4:
-        raise ValueError(f"images have shape {images.shape}; expected (batch, height, width, channels)")
-    if model is not None and model.input_shape is not None and images.shape[-1] != model.input_shape[-1]:
-        raise ValueError(f"images have {images.shape[-1]} channels; model {model.name!r} takes {model.input_shape[-1]}")
+        raise ValueError(
+            f"images have shape {images.shape}; expected (batch, height, width, channels)"
+        )
+    if (
+        model is not None
+        and model.input_shape is not None
+        and images.shape[-1] != model.input_shape[-1]
+    ):
+        raise ValueError(
+            f"images have {images.shape[-1]} channels; model {model.name!r} takes {model.input_shape[-1]}"
+        )
     return images

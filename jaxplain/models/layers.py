@@ -57,9 +57,13 @@ def mask(x: jax.Array, factors: jax.Array, name: str) -> jax.Array:
     """Multiply the positions of `x` (B, H, W, K) by (H, W) or (B, H, W) factors."""
     factors = jnp.asarray(factors, x.dtype)
     if x.ndim != 4:
-        raise ValueError(f"masks[{name!r}]: this layer has shape {x.shape} and no positions to mask")
+        raise ValueError(
+            f"masks[{name!r}]: this layer has shape {x.shape} and no positions to mask"
+        )
     if factors.shape not in (x.shape[1:3], x.shape[:3]):
-        raise ValueError(f"masks[{name!r}] has shape {factors.shape}; expected {x.shape[1:3]} or {x.shape[:3]}")
+        raise ValueError(
+            f"masks[{name!r}] has shape {factors.shape}; expected {x.shape[1:3]} or {x.shape[:3]}"
+        )
     return x * (factors if factors.ndim == 3 else factors[None])[..., None]
 
 

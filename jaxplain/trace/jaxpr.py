@@ -106,9 +106,7 @@ class Program:
 
     def names(self) -> dict[str, int]:
         """Return the variable of every tensor tagged with `checkpoint_name`; the last one wins."""
-        return {
-            str(e.params["name"]): e.outputs[0] for e in self.equations if e.name == "name"
-        }
+        return {str(e.params["name"]): e.outputs[0] for e in self.equations if e.name == "name"}
 
 
 def _body(call: Any) -> tuple[Any, Sequence[Any]]:
@@ -130,7 +128,8 @@ def _elementwise_call(equation: Any) -> bool:
         "call_jaxpr" if equation.primitive.name == "custom_jvp_call" else None
     )
     return key is not None and all(
-        e.primitive.name in ELEMENTWISE or _elementwise_call(e) for e in _body(equation.params[key])[0].eqns
+        e.primitive.name in ELEMENTWISE or _elementwise_call(e)
+        for e in _body(equation.params[key])[0].eqns
     )
 
 
@@ -198,10 +197,10 @@ def scan_body(equation: Equation) -> Program:
     return flatten(equation.params["jaxpr"])
 
 
-def is_float(atom_or_aval: Any) -> bool:
-    """Say whether a value, aval or constant carries derivatives."""
-    value = atom_or_aval.value if isinstance(atom_or_aval, Constant) else atom_or_aval
-    return jnp.issubdtype(getattr(value, "dtype", jnp.result_type(type(value))), jnp.inexact)
+def is_float(value: Any) -> bool:
+    """Say whether a value or an abstract value carries derivatives."""
+    dtype = value.dtype if hasattr(value, "dtype") else jnp.result_type(value)
+    return jnp.issubdtype(dtype, jnp.inexact)
 
 
 def evaluate(
@@ -238,7 +237,9 @@ def read(env: Mapping[int, Any], atom: Atom) -> Any:
     return atom.value if isinstance(atom, Constant) else env[atom]
 
 
-def ancestors(program: Program, wanted: Sequence[Atom], stop: frozenset[int] = frozenset()) -> tuple[list[int], set[int]]:
+def ancestors(
+    program: Program, wanted: Sequence[Atom], stop: frozenset[int] = frozenset()
+) -> tuple[list[int], set[int]]:
     """Return the equations that `wanted` needs, and the program inputs they read, not looking behind `stop`."""
     producers = program.producers()
     needed: set[int] = set()

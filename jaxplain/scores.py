@@ -1,0 +1,93 @@
+"""Scores: what of the logits is explained."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxplain.names import unknown
+
+ScoreFn = Callable[[jax.Array, jax.Array], jax.Array]
+Score = Literal["logit", "probability", "log_probability", "contrast"] | ScoreFn
+
+
+def _pick(values: jax.Array, targets: jax.Array) -> jax.Array:
+    # A class that does not exist gives NaN, not some other class: under jit, failure is data.
+    return values.at[jnp.arange(targets.shape[0]), targets].get(
+        mode="fill", fill_value=jnp.nan, wrap_negative_indices=False
+    )
+
+
+def logit(logits: Float[Array, "b k"], targets: Int[Array, " b"]) -> Float[Array, " b"]:
+    """Return the logit of each target."""
+    return _pick(logits, targets)
+
+
+def probability(logits: Float[Array, "b k"], targets: Int[Array, " b"]) -> Float[Array, " b"]:
+    """Return the softmax probability of each target."""
+    return _pick(jax.nn.softmax(logits), targets)
+
+
+def log_probability(logits: Float[Array, "b k"], targets: Int[Array, " b"]) -> Float[Array, " b"]:
+    """Return the logarithm of the softmax probability of each target."""
+    return _pick(jax.nn.log_softmax(logits), targets)
+
+
+def contrast(logits: Float[Array, "b k"], targets: Int[Array, " b"]) -> Float[Array, " b"]:
+    """Return the logit of each target minus the largest other logit."""
+    others = jnp.where(jnp.arange(logits.shape[-1])[None] == targets[:, None], -jnp.inf, logits)
+    return _pick(logits, targets) - others.max(-1)
+
+
+SCORES: dict[str, ScoreFn] = {
+    "logit": logit,
+    "probability": probability,
+    "log_probability": log_probability,
+    "contrast": contrast,
+}
+
+
+def score_fn(score: Score) -> ScoreFn:
+    """Return the function (logits (B, K), targets (B,)) -> (B,) of a score.
+
+    Raises:
+        ValueError: no score of that name.
+
+    Example:
+        >>> float(score_fn("contrast")(jnp.array([[1.0, 4.0, 2.0]]), jnp.array([1]))[0])
+        2.0
+    """
+    if callable(score):
+        return score
+    if score not in SCORES:
+        raise ValueError(unknown("score", score, SCORES))
+    return SCORES[score]
+
+
+def check_targets(targets: Int[Array, " b"] | np.ndarray, logits: jax.Array) -> jax.Array:
+    """Return the targets as an integer array, or raise naming what is wrong.
+
+    Values are checked where they are known; traced targets out of range give NaN maps.
+
+    Raises:
+        TypeError: not integers.
+        ValueError: not one target an image, or a class that does not exist.
+    """
+    known = not isinstance(targets, jax.core.Tracer)
+    array = jnp.asarray(targets)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(f"targets have dtype {array.dtype}; expected integers")
+    if array.shape != (logits.shape[0],):
+        raise ValueError(
+            f"targets have shape {array.shape}; expected ({logits.shape[0]},): a class an image"
+        )
+    if known:
+        values = np.asarray(targets)
+        if values.size and not (0 <= values.min() and values.max() < logits.shape[-1]):
+            raise ValueError(
+                f"targets lie in [{values.min()}, {values.max()}]; the model has {logits.shape[-1]} classes"
+            )
+    return array

@@ -1,0 +1,342 @@
+"""Layers: read (`capture`), cut (`split`) and change (`edit`) the named tensors of any model.
+
+A tensor has a name from `jax.ad_checkpoint.checkpoint_name` (the networks of this package tag every layer) or from the
+path of the module that returned it. The model is traced and its program is run as it stands, so all three
+compose with `jax.jit`, `jax.vmap`, `jax.grad` and `jax.shard_map`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from jaxplain.model import Layer, Model
+from jaxplain.models.layers import gate, mask
+from jaxplain.names import unknown
+from jaxplain.trace import jaxpr as jx
+from jaxplain.trace.jaxpr import Program
+from jaxplain.trace.receptive import receptive_fields
+
+INPUT = "input"
+
+
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    """A model's program at one image shape.
+
+    Attributes:
+        program: equations from the leaves of the parameters and the images to the logits.
+        parameters: the input variables that hold the parameters.
+        image: the input variable that holds the images.
+        names: layer name -> variable, in evaluation order, "input" first.
+    """
+
+    program: Program
+    parameters: tuple[int, ...]
+    image: int
+    names: Mapping[str, int]
+
+    def variable(self, layer: str) -> int:
+        """Return the variable of a layer, or raise naming the nearest."""
+        if layer not in self.names:
+            raise ValueError(unknown("layer", layer, self.names))
+        return self.names[layer]
+
+    def bind(self, params: Any, images: Any) -> dict[int, Any]:
+        """Return the values of the program's inputs."""
+        values = dict(zip(self.parameters, jax.tree.leaves(params), strict=True))
+        values[self.image] = images
+        return values
+
+
+def trace_model(model: Model, images: Any) -> Traced:
+    """Trace a model on `images`: an array, tracer or `jax.ShapeDtypeStruct` of shape (B, H, W, C).
+
+    Raises:
+        TypeError: the model does not return one array of logits.
+    """
+    if model.capture is None:
+        program, tree = jx.trace(model.apply, model.params, images)
+        captured: list[str] = []
+    else:
+        program, tree = jx.trace(lambda p, x: _ordered(model.capture(p, x)), model.params, images)  # type: ignore[misc]
+        captured = _captured_names(model, images)
+    if len(program.outputs) != 1 + len(captured) or (
+        model.capture is None and not jax.tree_util.treedef_is_leaf(tree)
+    ):
+        raise TypeError(f"model {model.name!r} returns {tree}; expected one array of logits")
+    *parameters, image = program.inputs
+    named = {n: v for n, v in zip(captured, program.outputs[1:], strict=True) if isinstance(v, int)}
+    named |= program.names()  # tags come first where both name a tensor
+    named = {INPUT: image} | {n: v for n, v in named.items() if n != INPUT}
+    program = dataclasses.replace(program, outputs=program.outputs[:1])
+    return Traced(
+        program, tuple(parameters), image, dict(sorted(named.items(), key=lambda item: item[1]))
+    )
+
+
+def _ordered(
+    captured: tuple[jax.Array, Mapping[str, jax.Array]],
+) -> tuple[jax.Array, list[jax.Array]]:
+    logits, tensors = captured
+    return logits, [tensors[name] for name in tensors]
+
+
+def _captured_names(model: Model, images: Any) -> list[str]:
+    _, tensors = jax.eval_shape(
+        lambda p, x: (lambda r: (r[0], _Names(tuple(r[1]))))(model.capture(p, x)),
+        model.params,
+        images,
+    )  # type: ignore[misc]
+    return list(tensors.names)
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class _Names:
+    names: tuple[str, ...]
+
+
+def layers(model: Model, image_shape: tuple[int, int, int] | None = None) -> tuple[Layer, ...]:
+    """Return the layers of a model: see `Model.layers`."""
+    traced = trace_model(model, _image_struct(model, image_shape, 1, jnp.float32))
+    fields = receptive_fields(traced.program, traced.image)
+    return tuple(
+        Layer(name, tuple(traced.program.avals[v].shape[1:]), fields.get(v))
+        for name, v in traced.names.items()
+        if name != INPUT
+    )
+
+
+def _image_struct(
+    model: Model, shape: Sequence[int] | None, batch: int, dtype: Any, like: Any = None
+) -> jax.ShapeDtypeStruct:
+    shape = shape or model.input_shape
+    if shape is None:
+        raise ValueError("image_shape is needed: the model does not say its input_shape")
+    vma = getattr(jax.typeof(like), "vma", None) if like is not None else None
+    return jax.ShapeDtypeStruct((batch, *shape), dtype, **({"vma": vma} if vma else {}))
+
+
+def capture(model: Model, images: jax.Array, names: Iterable[str]) -> dict[str, jax.Array]:
+    """Return the named tensors; nothing behind the last of them is computed.
+
+    Args:
+        model: any model.
+        images: (B, H, W, C) floats.
+        names: layers, or "input" and "logits".
+
+    Returns:
+        {name: tensor (B, ...)}.
+
+    Raises:
+        ValueError: a layer that is not in this model.
+
+    Example:
+        >>> import jaxplain as jxp
+        >>> model = jxp.load_model("digits")
+        >>> capture(model, jnp.zeros((1, 28, 28, 1)), ["conv1"])["conv1"].shape
+        (1, 24, 24, 20)
+    """
+    traced = trace_model(model, images)
+    wanted = {
+        name: traced.program.outputs[0] if name == "logits" else traced.variable(name)
+        for name in names
+    }
+    needed, _ = jx.ancestors(traced.program, list(wanted.values()))
+    values = jx.evaluate(
+        traced.program, traced.bind(model.params, images), list(wanted.values()), equations=needed
+    )
+    return dict(zip(wanted, values, strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prefix:
+    """`apply` of the part before a layer."""
+
+    whole: Model  # without parameters
+
+    layer: str
+
+    def __call__(self, params: Any, images: jax.Array) -> jax.Array:
+        return capture(dataclasses.replace(self.whole, params=params), images, [self.layer])[
+            self.layer
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Suffix:
+    """`apply` of the part behind a layer."""
+
+    whole: Model  # without parameters
+    layer: str
+    image_shape: tuple[int, int, int] | None
+
+    def __call__(self, params: Any, tensor: jax.Array) -> jax.Array:
+        model = dataclasses.replace(self.whole, params=params)
+        for dtype in (tensor.dtype, jnp.float32):
+            traced = trace_model(
+                model, _image_struct(model, self.image_shape, tensor.shape[0], dtype, tensor)
+            )
+            variable = traced.variable(self.layer)
+            aval = traced.program.avals[variable]
+            if aval.dtype == tensor.dtype:
+                break
+        if aval.shape != tensor.shape:
+            raise ValueError(
+                f"the tensor has shape {tensor.shape}; layer {self.layer!r} has {aval.shape}"
+            )
+        needed, inputs = jx.ancestors(traced.program, traced.program.outputs, frozenset({variable}))
+        _check_separates(traced, self.layer, inputs)
+        values = traced.bind(params, None) | {variable: tensor}
+        return jx.evaluate(traced.program, values, traced.program.outputs, equations=needed)[0]
+
+
+def _check_separates(traced: Traced, layer: str, inputs: set[int]) -> None:
+    if traced.image in inputs and layer != INPUT:
+        raise ValueError(
+            f"layer {layer!r} does not separate the input from the logits: a skip path goes round it; "
+            "choose a layer outside the residual branch"
+        )
+
+
+def split(
+    model: Model, layer: str, *, image_shape: tuple[int, int, int] | None = None
+) -> tuple[Model, Model]:
+    """Cut a model at a layer into two models: images -> tensor and tensor -> logits.
+
+    Args:
+        model: any model.
+        layer: where to cut.
+        image_shape: (H, W, C), when it differs from `model.input_shape`.
+
+    Returns:
+        (prefix, suffix) with `suffix(prefix(images)) == model(images)`. Both share the parameters of `model`.
+
+    Raises:
+        ValueError: no such layer, or a skip path goes round it.
+
+    Example:
+        >>> import jaxplain as jxp
+        >>> model = jxp.load_model("digits")
+        >>> prefix, suffix = split(model, "pool1")
+        >>> suffix(prefix(jnp.zeros((2, 28, 28, 1)))).shape
+        (2, 10)
+    """
+    traced = trace_model(model, _image_struct(model, image_shape, 1, jnp.float32))
+    shape = tuple(traced.program.avals[traced.variable(layer)].shape[1:])
+    _, inputs = jx.ancestors(
+        traced.program, traced.program.outputs, frozenset({traced.variable(layer)})
+    )
+    _check_separates(traced, layer, inputs)
+    whole = dataclasses.replace(model, params=())
+    prefix = Model(
+        model.params,
+        _Prefix(whole, layer),
+        input_shape=model.input_shape,
+        preprocessing=model.preprocessing,
+        name=f"{model.name} up to {layer}",
+    )
+    suffix = Model(
+        model.params,
+        _Suffix(whole, layer, image_shape),
+        input_shape=shape if len(shape) == 3 else None,
+        class_names=model.class_names,
+        name=f"{model.name} behind {layer}",
+    )
+    return prefix, suffix
+
+
+@dataclasses.dataclass(frozen=True)
+class _Edited:
+    """`apply` of an edited model; its parameters are (parameters, {kind: {layer: array}})."""
+
+    whole: Model  # without parameters
+
+    def __call__(self, params: Any, images: jax.Array) -> jax.Array:
+        own, changes = params
+        model = dataclasses.replace(self.whole, params=own)
+        traced = trace_model(model, images)
+        edits: dict[int, Callable[[Any], Any]] = {}
+        for name, variable in traced.names.items():
+            if name != INPUT or any(name in change for change in changes.values()):
+                edits[variable] = _Change(name, changes)
+        for change in changes.values():
+            for name in change:
+                traced.variable(name)
+        return jx.evaluate(
+            traced.program, traced.bind(own, images), traced.program.outputs, edits=edits
+        )[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Change:
+    """Apply the changes of one layer and tag the result with the layer's name."""
+
+    name: str
+    changes: Mapping[str, Mapping[str, Any]]
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = x.shape
+        for kind, layers_ in self.changes.items():
+            if self.name in layers_:
+                x = _CHANGES[kind](x, layers_[self.name], self.name)
+        if x.shape != shape:
+            raise ValueError(f"layer {self.name!r} has shape {shape}; the edit makes it {x.shape}")
+        return checkpoint_name(x, self.name)
+
+
+_CHANGES: Mapping[str, Callable[[jax.Array, Any, str], jax.Array]] = {
+    "replace": lambda x, value, name: jnp.broadcast_to(jnp.asarray(value, x.dtype), x.shape),
+    "gates": gate,
+    "masks": mask,
+    "add": lambda x, value, name: x + jnp.asarray(value, x.dtype),
+}
+
+
+def edit(
+    model: Model,
+    *,
+    gates: Mapping[str, jax.Array] | None = None,
+    masks: Mapping[str, jax.Array] | None = None,
+    replace: Mapping[str, jax.Array] | None = None,
+    add: Mapping[str, jax.Array] | None = None,
+) -> Model:
+    """Return the model with some of its tensors changed on their way.
+
+    Several kinds of change of one layer apply in the order replace, gates, masks, add.
+
+    Args:
+        model: any model.
+        gates: {layer: (K,) or (B, K)} factors of the channels.
+        masks: {layer or "input": (H, W) or (B, H, W)} factors of the positions.
+        replace: {layer: tensor} what stands there instead, of the layer's shape (or broadcastable to it).
+        add: {layer: tensor} what is added, of the layer's shape.
+
+    Returns:
+        A model whose parameters are the pair (those of `model`, the changes), so that one can
+        differentiate with respect to either.
+
+    Raises:
+        ValueError: a layer that is not in this model (when the model is called), or a wrong shape.
+
+    Example:
+        >>> import jaxplain as jxp
+        >>> model = jxp.load_model("digits")
+        >>> closed = edit(model, gates={"conv1": jnp.zeros(20)})
+        >>> float(abs(capture(closed, jnp.ones((1, 28, 28, 1)), ["conv1"])["conv1"]).max())
+        0.0
+    """
+    requested = {"replace": replace, "gates": gates, "masks": masks, "add": add}
+    changes = {
+        kind: {n: jnp.asarray(a) for n, a in c.items()} for kind, c in requested.items() if c
+    }
+    return dataclasses.replace(
+        model,
+        params=(model.params, changes),
+        apply=_Edited(dataclasses.replace(model, params=())),
+        capture=None,
+    )

@@ -1,0 +1,395 @@
+r"""Rules: what a site sends backwards instead of its derivative.
+
+Two families share one sweep (`jaxplain.trace.backward`):
+
+- *gradient rules* receive the cotangent that arrives at the site's output and return the one for its input
+  (guided backprop, deconvnet);
+- *relevance rules* receive the relevance $R_{out}$ that arrives and return $c = R_{in}/x$, or $R_{in}$ itself as
+  `Relevance` where the rule does not start from $x$ (layer-wise relevance propagation, excitation backprop).
+
+Notation of the affine rules: $z = x \cdot w + b$ with batch norm folded into $w$ and $b$; $T_w(s)$ is the transpose of
+$x \mapsto x \cdot w$; $a^+ = \max(a, 0)$, $a^- = \min(a, 0)$.
+
+References:
+    Bach et al. 2015, doi:10.1371/journal.pone.0130140 (LRP). Montavon et al. 2017, arXiv:1512.02479 (deep Taylor, z^B).
+    Andeol et al. 2021, arXiv:2108.12204 (generalised gamma). Zhang et al. 2016, arXiv:1608.00507 (excitation backprop).
+    Springenberg et al. 2015, arXiv:1412.6806 (guided backprop). Zeiler and Fergus 2014, arXiv:1311.2901 (deconvnet).
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from jaxplain.trace.sites import Site
+
+
+class Relevance(NamedTuple):
+    """Relevance at a site's input, where a rule gives it directly."""
+
+    value: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class At:
+    """A site with its values, as a rule sees it.
+
+    Attributes:
+        site: what it is.
+        x: its input.
+        out: its output; of an affine site in the layout of the product.
+        weight: of an affine site, the weights with scale folded in; else None.
+        bias: of an affine site, the shift, broadcastable to `out`; else None.
+        linear: of an affine site, (x, w) -> x . w.
+    """
+
+    site: Site
+    x: jax.Array
+    out: jax.Array
+    weight: Any = None
+    bias: Any = None
+    linear: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+
+    def product(self, x: jax.Array, weight: jax.Array) -> jax.Array:
+        """Return x . w."""
+        assert self.linear is not None
+        return self.linear(x, weight)
+
+    def transpose(self, signal: jax.Array, weight: jax.Array) -> jax.Array:
+        """Return T_w(signal)."""
+        _, pull = jax.vjp(lambda x: self.product(x, weight), self.x)
+        return pull(signal)[0]
+
+
+class Rule(Protocol):
+    """A hashable function of a site and of what arrives at its output."""
+
+    def __call__(self, at: At, arriving: jax.Array) -> jax.Array | Relevance:
+        """Return what leaves at the site's input."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class RuleSet:
+    """Which rule each kind of site gets. Hashable, so that it can be a static argument of `jax.jit`.
+
+    Attributes:
+        name: what reports call it.
+        rules: (kind, rule) pairs. Kinds are those of `jaxplain.trace.sites.Site`, or names of primitives ("tanh").
+        transparent: kinds whose own derivative is what this rule set means.
+        require: in strict mode at least one site must be of one of these kinds.
+        relevance: whether relevance is propagated (and returned) instead of a cotangent.
+        first: rule of the affine sites before which there is no other, or None.
+        last: rule of the affine sites behind which there is no other, or None.
+    """
+
+    name: str
+    rules: tuple[tuple[str, Rule], ...]
+    transparent: frozenset[str] = frozenset({"max_pool"})
+    require: tuple[str, ...] = ()
+    relevance: bool = False
+    first: Rule | None = None
+    last: Rule | None = None
+
+    def rule(self, site: Site) -> Rule | None:
+        """Return the rule of a site, or None where its own derivative holds."""
+        affine = site.kind in ("conv", "dense")
+        if affine and site.first and self.first is not None:
+            return self.first
+        if affine and site.last and self.last is not None:
+            return self.last
+        return dict(self.rules).get(site.kind)
+
+
+def stabilise(z: jax.Array, epsilon: float) -> jax.Array:
+    """Return z + epsilon sign(z), with sign(0) = 1."""
+    return z + jnp.where(z >= 0, epsilon, -epsilon).astype(z.dtype)
+
+
+def divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+    """Return the quotient, and 0 where the denominator is 0."""
+    zero = denominator == 0
+    return jnp.where(zero, 0, numerator / jnp.where(zero, 1, denominator))
+
+
+def _positive(a: jax.Array) -> jax.Array:
+    return jnp.maximum(a, 0)
+
+
+def _negative(a: jax.Array) -> jax.Array:
+    return jnp.minimum(a, 0)
+
+
+# -- gradient rules ----------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Guided:
+    """Guided backprop: g_in = g [g > 0] [0 < x < cap]."""
+
+    def __call__(self, at: At, arriving: jax.Array) -> jax.Array:
+        """Return the cotangent at the input."""
+        return jnp.where((at.x > 0) & (at.x < at.site.cap), _positive(arriving), 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Deconv:
+    """Deconvnet: g_in = g [g > 0], whatever the input was."""
+
+    def __call__(self, at: At, arriving: jax.Array) -> jax.Array:
+        """Return the cotangent at the input."""
+        return _positive(arriving)
+
+
+# -- relevance rules ---------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Pass:
+    """An activation hands its relevance on: R_in = R_out."""
+
+    def __call__(self, at: At, arriving: jax.Array) -> Relevance:
+        """Return the relevance at the input."""
+        return Relevance(arriving)
+
+
+@dataclasses.dataclass(frozen=True)
+class Epsilon:
+    """LRP-epsilon: c = T_w(R / (z + epsilon sign z)). The bias keeps its share."""
+
+    epsilon: float = 1e-6
+
+    def __call__(self, at: At, arriving: jax.Array) -> jax.Array:
+        """Return R_in / x."""
+        return at.transpose(arriving / stabilise(at.out, self.epsilon), at.weight)
+
+
+@dataclasses.dataclass(frozen=True)
+class Gamma:
+    """LRP-gamma, generalised to inputs and outputs of either sign (Andeol et al. 2021).
+
+    Where z > 0, contributions that raise z are favoured: (x^+ (w + gamma w^+) + x^- (w + gamma w^-)); where z < 0,
+    those that lower it.
+    """
+
+    gamma: float = 0.25
+    epsilon: float = 1e-6
+
+    def __call__(self, at: At, arriving: jax.Array) -> jax.Array:
+        """Return R_in / x."""
+        w, b = at.weight, at.bias
+        xp, xn = _positive(at.x), _negative(at.x)
+        raised = w + self.gamma * _positive(w), w + self.gamma * _negative(w)
+        up = at.product(xp, raised[0]) + at.product(xn, raised[1]) + b + self.gamma * _positive(b)
+        down = at.product(xp, raised[1]) + at.product(xn, raised[0]) + b + self.gamma * _negative(b)
+        s_up = jnp.where(at.out > 0, arriving, 0) / stabilise(up, self.epsilon)
+        s_down = jnp.where(at.out < 0, arriving, 0) / stabilise(down, self.epsilon)
+        for_positive = at.transpose(s_up, raised[0]) + at.transpose(s_down, raised[1])
+        for_negative = at.transpose(s_up, raised[1]) + at.transpose(s_down, raised[0])
+        return jnp.where(at.x >= 0, for_positive, for_negative)
+
+
+@dataclasses.dataclass(frozen=True)
+class AlphaBeta:
+    """LRP-alpha-beta: alpha times the shares of the raising contributions minus beta times those of the lowering ones.
+
+    alpha - beta = 1. The positive (negative) part of the bias counts as a contribution.
+    z^+ is alpha = 1, beta = 0.
+    """
+
+    alpha: float = 2.0
+    beta: float = 1.0
+    epsilon: float = 1e-6
+
+    def __call__(self, at: At, arriving: jax.Array) -> jax.Array:
+        """Return R_in / x."""
+        wp, wn = _positive(at.weight), _negative(at.weight)
+        xp, xn = _positive(at.x), _negative(at.x)
+        raising = at.product(xp, wp) + at.product(xn, wn) + _positive(at.bias)
+        s = self.alpha * arriving / stabilise(raising, self.epsilon)
+        positive, negative = at.transpose(s, wp), at.transpose(s, wn)
+        if self.beta:
+            lowering = at.product(xp, wn) + at.product(xn, wp) + _negative(at.bias)
+            s = self.beta * arriving / stabilise(lowering, self.epsilon)
+            positive, negative = positive - at.transpose(s, wn), negative - at.transpose(s, wp)
+        return jnp.where(at.x >= 0, positive, negative)
+
+
+@dataclasses.dataclass(frozen=True)
+class ZBox:
+    """LRP-z^B for inputs between `low` and `high` (numbers, or one a channel): R_in = x T_w(s) - low T_w+(s) - high T_w-(s).
+
+    s = R / (z - low . w^+ - high . w^-).
+    """
+
+    low: float | tuple[float, ...]
+    high: float | tuple[float, ...]
+    epsilon: float = 1e-6
+
+    def __call__(self, at: At, arriving: jax.Array) -> Relevance:
+        """Return R_in."""
+        wp, wn = _positive(at.weight), _negative(at.weight)
+        low, high = (
+            jnp.broadcast_to(
+                jnp.asarray(bound, at.x.dtype).reshape((1,) * (at.x.ndim - 1) + (-1,)), at.x.shape
+            )
+            for bound in (self.low, self.high)
+        )
+        z = at.product(at.x, at.weight) - at.product(low, wp) - at.product(high, wn)
+        s = arriving / stabilise(z, self.epsilon)
+        return Relevance(
+            at.x * at.transpose(s, at.weight)
+            - low * at.transpose(s, wp)
+            - high * at.transpose(s, wn)
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Flat:
+    """LRP-flat: every input in the window gets the same share, R_in = T_1(R / (1 . 1))."""
+
+    epsilon: float = 1e-6
+
+    def __call__(self, at: At, arriving: jax.Array) -> Relevance:
+        """Return R_in."""
+        ones = jnp.ones_like(at.weight)
+        count = at.product(jnp.ones_like(at.x), ones)
+        return Relevance(at.transpose(arriving / stabilise(count, self.epsilon), ones))
+
+
+@dataclasses.dataclass(frozen=True)
+class Excitation:
+    """Excitation backprop (marginal winning probability): P_in = x T_w+(P / (x . w^+)), 0 where the denominator is 0.
+
+    `sign` = -1 propagates through the inhibitory weights instead: the dual unit of contrastive excitation backprop.
+    Biases and batch norms do not compete: a unit hands on all of its probability to the inputs that excite it.
+    """
+
+    sign: float = 1.0
+
+    def __call__(self, at: At, arriving: jax.Array) -> jax.Array:
+        """Return P_in / x."""
+        w = _positive(self.sign * at.weight)
+        return at.transpose(divide(arriving, at.product(at.x, w)), w)
+
+
+SMOOTH = (
+    "leaky_relu",
+    "elu",
+    "selu",
+    "celu",
+    "gelu",
+    "silu",
+    "swish",
+    "hard_swish",
+    "hard_silu",
+    "mish",
+    "relu6",
+)
+_PASS: tuple[tuple[str, Rule], ...] = tuple((kind, Pass()) for kind in SMOOTH)
+_RELUS = frozenset({"relu", "max_pool"})
+
+GUIDED_BACKPROP = RuleSet(
+    "guided backprop", (("relu", Guided()), ("relu6", Guided())), require=("relu", "relu6")
+)
+DECONVNET = RuleSet(
+    "deconvnet", (("relu", Deconv()), ("relu6", Deconv())), require=("relu", "relu6")
+)
+
+
+def relevance_rules(
+    name: str, conv: Rule, dense: Rule, *, first: Rule | None = None, last: Rule | None = None
+) -> RuleSet:
+    """Return a relevance rule set with one rule for convolutions, one for dense layers, and optionally one for the ends.
+
+    Activations hand their relevance on, maximum pooling routes it to the winner, sums share it in proportion.
+
+    Example:
+        >>> relevance_rules("my composite", conv=Gamma(0.5), dense=Epsilon(), first=Flat()).relevance
+        True
+    """
+    return RuleSet(
+        name,
+        (("conv", conv), ("dense", dense), *_PASS),
+        transparent=_RELUS,
+        require=("conv", "dense"),
+        relevance=True,
+        first=first,
+        last=last,
+    )
+
+
+def excitation_rules(*, negative_last: bool = False) -> RuleSet:
+    """Return the rules of excitation backprop; `negative_last` turns the last layer's weights round."""
+    return relevance_rules(
+        "excitation backprop" + (" (inhibitory last layer)" if negative_last else ""),
+        Excitation(),
+        Excitation(),
+        last=Excitation(-1.0) if negative_last else None,
+    )
+
+
+def lrp_epsilon(epsilon: float = 1e-6) -> RuleSet:
+    """Return LRP-epsilon on every layer."""
+    return relevance_rules("LRP epsilon", Epsilon(epsilon), Epsilon(epsilon))
+
+
+def lrp_gamma(gamma: float = 0.25, epsilon: float = 1e-6) -> RuleSet:
+    """Return LRP-gamma on every layer."""
+    return relevance_rules("LRP gamma", Gamma(gamma, epsilon), Gamma(gamma, epsilon))
+
+
+def lrp_alpha_beta(alpha: float = 2.0, beta: float = 1.0, epsilon: float = 1e-6) -> RuleSet:
+    """Return LRP-alpha-beta on every layer.
+
+    Raises:
+        ValueError: alpha - beta is not 1, so that relevance would not be conserved.
+    """
+    if abs(alpha - beta - 1) > 1e-6 or alpha < 1:
+        raise ValueError(f"alpha={alpha}, beta={beta}: alpha - beta must be 1 and alpha at least 1")
+    rule = AlphaBeta(alpha, beta, epsilon)
+    return relevance_rules("LRP alpha-beta", rule, rule)
+
+
+def lrp_z_plus(epsilon: float = 1e-6) -> RuleSet:
+    """Return LRP-z^+ on every layer."""
+    rule = AlphaBeta(1.0, 0.0, epsilon)
+    return relevance_rules("LRP z+", rule, rule)
+
+
+def epsilon_plus(epsilon: float = 1e-6, *, flat: bool = False) -> RuleSet:
+    """Return the composite EpsilonPlus: z^+ on convolutions, epsilon on dense layers, flat on the first if asked."""
+    name = "LRP EpsilonPlusFlat" if flat else "LRP EpsilonPlus"
+    return relevance_rules(
+        name, AlphaBeta(1.0, 0.0, 1e-6), Epsilon(epsilon), first=Flat() if flat else None
+    )
+
+
+def epsilon_alpha2_beta1(epsilon: float = 1e-6, *, flat: bool = False) -> RuleSet:
+    """Return the composite EpsilonAlpha2Beta1: alpha-beta on convolutions, epsilon on dense layers, flat on the first if asked."""
+    name = "LRP EpsilonAlpha2Beta1Flat" if flat else "LRP EpsilonAlpha2Beta1"
+    return relevance_rules(
+        name, AlphaBeta(2.0, 1.0, 1e-6), Epsilon(epsilon), first=Flat() if flat else None
+    )
+
+
+def epsilon_gamma_box(
+    low: float | tuple[float, ...],
+    high: float | tuple[float, ...],
+    *,
+    epsilon: float = 1e-6,
+    gamma: float = 0.25,
+) -> RuleSet:
+    """Return the composite EpsilonGammaBox: z^B on the first layer, gamma on convolutions, epsilon on dense layers.
+
+    Args:
+        low: smallest value of a preprocessed pixel, one number or one a channel.
+        high: largest value.
+        epsilon: stabiliser of the dense layers.
+        gamma: weight of the favoured contributions.
+    """
+    return relevance_rules(
+        "LRP EpsilonGammaBox", Gamma(gamma, 1e-6), Epsilon(epsilon), first=ZBox(low, high)
+    )
