@@ -1,29 +1,29 @@
 """Flowers with known evidence: a rendered data set after an8Flower.
 
-An explanation can only be scored where the evidence is known. Oramas et al. render a potted flower in
-which one feature, and nothing else, tells the classes apart (an8Flower, §4.3). Their pictures and renderer
-are not to be had any more; these are drawn anew, after the paper's description ("an8Flower-like"):
+An explanation can only be scored where the evidence is known. Oramas et al. render a potted flower
+in which one feature, and nothing else, tells the classes apart (an8Flower, §4.3). Their pictures
+can no longer be had; these are drawn anew from the paper's description ("an8Flower-like"):
 
 - `single_6c`: the colour of the petals is the class, one of six.
-- `double_12c`: a colour *and* the part that wears it is the class: six colours × {petals, stem}. The other
-  part looks as it does in nature and never wears a class colour: petals are then white, stems green. So
-  exactly one of the two parts wears a class colour, and the class is well defined.
+- `double_12c`: a colour *and* the part that wears it is the class: six colours × {petals, stem}.
+  The other part looks as it does in nature and never wears a class colour: petals are then white,
+  stems green. So exactly one of the two wears a class colour, and the class is well defined.
 
-Everything else is uninformative by construction. A picture is drawn from a generator that knows the variant,
-the seed, the split and the index but not the class: pose, lighting, pot, leaves, the flower's centre and the
-clutter behind it are the same whatever the class is, and only then is the discriminative part painted.
-Clutter, pot and centre wear class colours too, drawn uniformly from the six and independently of the class,
-so that "is there red somewhere?" does not answer. `render(..., label=...)` paints the same scene as another
-class, for counterfactual checks of a classifier.
+Everything else is uninformative by construction. A picture is drawn from a generator that knows the
+variant, the seed, the split and the index, but not the class: pose, lighting, pot, leaves, the
+flower's centre and the clutter behind it are the same whatever the class is, and only then is the
+discriminative part painted. Clutter, pots and centres wear class colours too, drawn uniformly from
+the six, so that "is there red somewhere?" does not answer. `render(..., label=...)` paints the same
+scene as another class, for counterfactual checks of a classifier.
 
-Reference: Oramas, Wang, Tuytelaars, "Visual Explanation by Interpretation: Improving Visual Feedback
-Capabilities of Deep Neural Networks", ICLR 2019, §4.3 and Fig. 9 (arXiv:1712.06302).
+Reference: Oramas, Wang, Tuytelaars, "Visual Explanation by Interpretation: Improving Visual
+Feedback Capabilities of Deep Neural Networks", ICLR 2019, §4.3 and Fig. 9 (arXiv:1712.06302).
 """
 
-import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import multiprocessing
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -124,9 +124,9 @@ def render(
 ) -> Flower:
     """Renders flower number `index` of a split.
 
-    The picture depends on the arguments alone: the same in any process and in any order. Another `size` shows the
-    same scene at another resolution. Labels go round: index 0 is class 0, index 1 class 1, and so on, so that any run of
-    indices is balanced.
+    The picture depends on the arguments alone: it is the same in any process and in any order.
+    Another `size` shows the same scene at another resolution. Labels go round: index 0 is class 0,
+    index 1 class 1, and so on, so that any run of indices is balanced.
 
     Args:
         index: which flower, from 0; there is no last one.
@@ -173,7 +173,7 @@ def render(
     canvas = Canvas(size)
     paint(plant, colours, canvas, marked=part)
     layer = canvas.layer()
-    scene = layer.colour + (1 - layer.alpha) * behind
+    scene = layer.colour + (1 - layer.alpha)[..., None] * behind
     image = _photograph(random, scene, plant.light)
     mask = layer.marked >= 0.5
     return Flower(image, mask, tight_box(mask), label, part)
@@ -187,7 +187,7 @@ def dataset_arrays(
     size: int = 112,
     *,
     start: int = 0,
-    threads: int | None = None,
+    workers: int = 1,
 ) -> FlowerArrays:
     """Renders flowers `start` to `start + n` of a split into arrays.
 
@@ -198,40 +198,71 @@ def dataset_arrays(
         seed: another seed is another data set.
         size: height and width in pixels.
         start: index of the first.
-        threads: how many render at once; all cores if None. The result does not depend on it.
+        workers: how many processes render at once; the result does not depend on it. With more than
+            one, a script needs the usual `if __name__ == "__main__":`.
 
     Returns:
         images (n, size, size, 3) uint8, masks (n, size, size) bool, boxes (n, 4) int32 as in
         `Flower`, labels (n,) int32.
 
     Raises:
-        ValueError: as in `render`, or n is 0.
+        ValueError: as in `render`, or n or workers is 0.
+        TypeError: a number is not an integer.
 
     Example:
         >>> flowers = dataset_arrays("single_6c", "test", 6, size=32)
         >>> flowers.images.shape, flowers.labels.tolist()
         ((6, 32, 32, 3), [0, 1, 2, 3, 4, 5])
     """
-    n, start = _natural("n", n), _natural("start", start)
-    if n == 0:
+    if _natural("n", n) == 0:
         raise ValueError("n must be at least 1, got 0")
-    threads = os.cpu_count() or 1 if threads is None else threads
-
-    def one(index: int) -> Flower:
-        return render(index, variant=variant, split=split, seed=seed, size=size)
-
-    with ThreadPoolExecutor(threads) as pool:
-        return stack(list(pool.map(one, range(start, start + n))))
-
-
-def stack(flowers: Sequence[Flower]) -> FlowerArrays:
-    """Stacks flowers of one size into arrays."""
+    indices = range(_natural("start", start), start + n)
+    flowers = list(
+        render_many(indices, variant=variant, split=split, seed=seed, size=size, workers=workers)
+    )
     return FlowerArrays(
         images=np.stack([flower.image for flower in flowers]),
         masks=np.stack([flower.mask for flower in flowers]),
         boxes=np.array([flower.box for flower in flowers], np.int32),
         labels=np.array([flower.label for flower in flowers], np.int32),
     )
+
+
+def render_many(
+    indices: Iterable[int],
+    *,
+    variant: str,
+    split: str = "train",
+    seed: int = 0,
+    size: int = 112,
+    workers: int = 1,
+) -> Iterator[Flower]:
+    """Yields the flowers of `indices` in their order, rendered by `workers` processes.
+
+    Args:
+        indices: which flowers.
+        variant: see `render`.
+        split: see `render`.
+        seed: see `render`.
+        size: see `render`.
+        workers: 1 renders in this process, as the flowers are asked for.
+
+    Yields:
+        As `render` returns.
+
+    Raises:
+        ValueError: as in `render`, or workers is 0.
+        TypeError: a number is not an integer.
+    """
+    one = partial(render, variant=variant, split=split, seed=seed, size=size)
+    if _natural("workers", workers) == 0:
+        raise ValueError("workers must be at least 1, got 0")
+    if workers == 1:
+        yield from map(one, indices)
+        return
+    # Not fork: a copy of a process in which JAX runs its threads can hang.
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        yield from pool.imap(one, indices, chunksize=32)
 
 
 def tight_box(mask: Bool[np.ndarray, "h w"]) -> tuple[int, int, int, int]:
@@ -310,11 +341,11 @@ def _clutter_colour(random: np.random.Generator) -> Colour:
 def _photograph(random: np.random.Generator, scene: np.ndarray, light: float) -> np.ndarray:
     """Lights the scene (S, S, 3) from one side, tints it, adds noise and rounds to uint8."""
     size = len(scene)
-    exposure, fall = random.uniform(0.84, 1.1), random.uniform(0.0, 0.16)
+    exposure, fall = np.float32(random.uniform((0.84, 0.0), (1.1, 0.16)))
     tint = random.uniform(0.96, 1.04, 3).astype(np.float32)
     axis = np.linspace(-1, 1, size, dtype=np.float32)
     side, above = np.float32(np.sin(light)), np.float32(np.cos(light))
-    gradient = exposure * (1 + np.float32(fall) * (side * axis[None, :] - above * axis[:, None]))
+    gradient = exposure * (1 + fall * (side * axis[None, :] - above * axis[:, None]))
     noise = random.standard_normal((size, size, 1), np.float32) * np.float32(
         random.uniform(0.5, 3.0)
     )

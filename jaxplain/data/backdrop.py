@@ -1,112 +1,107 @@
-"""What stands behind the flower: a wall, a table, the pot's shadow and a clutter of coloured things."""
+"""What is behind the flower: a wall, a table, the pot's shadow and a clutter of coloured things."""
 
 import math
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
-from jaxplain.data.canvas import Colour, hsv, shade
+from jaxplain.data.canvas import Colour, fill_smooth, hsv, shades
 from jaxplain.data.plant import Pot
-
-_OVERSAMPLE = 2
-_SHIFT = 6
 
 
 def backdrop(
-    random: np.random.Generator, size: int, pot: Pot, clutter: list[Colour], light: float
+    random: np.random.Generator, size: int, pot: Pot, clutter: Sequence[Colour], light: float
 ) -> np.ndarray:
-    """A background (S, S, 3) float32 in 0..255, one thing for every colour in `clutter`.
+    """A background (S, S, 3) float32 in 0..255, with one thing for every colour in `clutter`.
 
-    Everything is drawn from `random`, in an order and number that do not depend on `size`.
+    The numbers taken from `random` do not depend on `size` or on the colours.
     """
-    side = size * _OVERSAMPLE
     horizon = random.uniform(0.66, 0.86)
-    wall, table = _surface(random, side), _surface(random, side)
-    rows = (np.arange(side) + 0.5) / side
-    edge = np.clip((rows - horizon) * side / 2 + 0.5, 0, 1).astype(np.float32)[:, None, None]
-    scene = wall + edge * (table - wall)
-    for colour in clutter:
-        _thing(random, scene, colour)
-    blur = random.uniform(0.0, 0.011) * side
-    if blur > 0.4:
-        scene = cv2.GaussianBlur(scene, (0, 0), blur)
-    scene *= _shadow(side, pot, light, random.uniform(0.3, 0.6))
-    return cv2.resize(scene, (size, size), interpolation=cv2.INTER_AREA)
+    wall, table = _surface(random, size), _surface(random, size)
+    edge = np.clip(np.arange(size, dtype=np.float32) + np.float32(1 - horizon * size), 0, 1)
+    mixed = wall + edge[:, None, None] * (table - wall)
+    scene = np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
+    _strew(random, scene, clutter)
+    blur = random.uniform(0.0, 0.011) * size
+    picture = scene.astype(np.float32)
+    if blur > 0.2:
+        picture = cv2.GaussianBlur(picture, (0, 0), blur)
+    picture *= _shadow(size, pot, light, random.uniform(0.3, 0.6))
+    return picture
 
 
-def _surface(random: np.random.Generator, side: int) -> np.ndarray:
-    """A muted surface (side, side, 3): a gradient between two tones, with texture."""
+def _surface(random: np.random.Generator, size: int) -> np.ndarray:
+    """A muted surface (S, S, 3) float32: a gradient between four tones, with texture."""
     hue, value = random.uniform(0, 360), random.uniform(0.35, 0.92)
-    tones = [
-        hsv(
-            hue + random.uniform(-25, 25),
-            random.uniform(0.02, 0.34),
-            value * random.uniform(0.8, 1.08),
-        )
-        for _ in range(4)
-    ]
-    corners = np.array(tones, np.float32).reshape(2, 2, 3)
-    surface = cv2.resize(corners, (side, side), interpolation=cv2.INTER_LINEAR)
+    shift, saturation, light = random.uniform((-25, 0.02, 0.8), (25, 0.34, 1.08), (4, 3)).T
+    tones = [hsv(*tone) for tone in zip(hue + shift, saturation, value * light, strict=True)]
+    surface = _spread(np.array(tones).reshape(2, 2, 3), size, cv2.INTER_LINEAR)
+
     kind, amount = int(random.integers(4)), random.uniform(0.03, 0.1)
     coarse, fine = random.standard_normal((7, 7)), random.standard_normal((28, 28))
-    phase, period, angle = (
-        random.uniform(0, 1),
-        random.uniform(0.05, 0.16),
-        random.uniform(0, math.pi),
-    )
+    phase, period = random.uniform(0, 1), random.uniform(0.05, 0.16)
+    angle = random.uniform(0, math.pi)
+    axis = (np.arange(size, dtype=np.float32) + np.float32(0.5)) / np.float32(size)
     if kind == 0:  # plaster: blotches
-        texture = _spread(coarse, side) + 0.6 * _spread(fine, side)
+        texture = _spread(coarse, size) + np.float32(0.6) * _spread(fine, size)
     elif kind == 1:  # wood: noise drawn out sideways
-        texture = _spread(coarse, side) * 0.4 + 0.9 * _spread(fine[:, :3], side)
+        grain = np.float32(0.9) * _spread(fine[:, :3], size)
+        texture = np.float32(0.4) * _spread(coarse, size) + grain
     elif kind == 2:  # wallpaper: soft stripes
-        axis = (np.arange(side, dtype=np.float32) + 0.5) / side
-        across = math.cos(angle) * axis[None, :] + math.sin(angle) * axis[:, None]
-        texture = np.sin(2 * np.pi * (across / np.float32(period) + np.float32(phase)))
-    else:  # tiles: joints in a square grid
-        axis = ((np.arange(side, dtype=np.float32) + 0.5) / side / (2 * period) + phase) % 1
-        joint = np.float32(1) - 2 * (axis < 0.1)
-        texture = np.minimum(joint[None, :], joint[:, None]) + 0.4 * _spread(coarse, side)
-    surface *= np.clip(1 + np.float32(amount) * texture, 0.5, 1.5)[..., None]
+        turns = axis * np.float32(2 * np.pi / period)
+        across, down = turns * np.float32(math.cos(angle)), turns * np.float32(math.sin(angle))
+        texture = np.sin(across[None, :] + down[:, None] + np.float32(2 * np.pi * phase))
+    else:  # tiles: dark joints in a square grid
+        joint = 1 - 2 * ((axis / np.float32(2 * period) + np.float32(phase)) % 1 < 0.1)
+        blotches = np.float32(0.4) * _spread(coarse, size)
+        texture = np.minimum(joint[None, :], joint[:, None]).astype(np.float32) + blotches
+    surface *= (1 + np.float32(amount) * texture)[..., None]
     return surface
 
 
-def _spread(grid: np.ndarray, side: int) -> np.ndarray:
-    """Noise on a coarse grid, smoothly enlarged to (side, side)."""
-    return cv2.resize(grid.astype(np.float32), (side, side), interpolation=cv2.INTER_CUBIC)
+def _spread(grid: np.ndarray, size: int, interpolation: int = cv2.INTER_CUBIC) -> np.ndarray:
+    """A coarse grid, smoothly enlarged to (S, S)."""
+    return cv2.resize(grid.astype(np.float32), (size, size), interpolation=interpolation)
 
 
-def _thing(random: np.random.Generator, scene: np.ndarray, colour: Colour) -> None:
-    """Paints one shape with a bright and a dark half, anywhere in the scene."""
-    place, turn = random.uniform(0, 1, 2), random.uniform(0, 2 * math.pi)
-    radius = random.uniform(0.035, 0.105)
-    kind, lengthening = int(random.integers(5)), random.uniform(1.0, 1.9)
-    bumps = random.uniform(0.75, 1.15, 7)
-    angles = np.linspace(0, 2 * np.pi, 28, endpoint=False)
-    if kind == 0:  # a ball or an egg
-        reach = np.ones_like(angles)
-    elif kind == 4:  # a pebble
-        reach = np.interp(angles, np.linspace(0, 2 * np.pi, 8), np.append(bumps, bumps[0]))
-    else:  # a triangle, a square, a pentagon
-        step = 2 * np.pi / (kind + 2)
-        reach = math.cos(step / 2) / np.cos(angles % step - step / 2)
-    shape = (radius * reach)[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    shape *= (math.sqrt(lengthening), 1 / math.sqrt(lengthening))
-    across = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
-    for scale, light in ((1.0, 0.8), (0.86, 1.0), (0.45, 1.1)):
-        _fill(scene, scale * shape @ across.T + place, shade(colour, light))
+_TURN = 2 * np.pi
+_ANGLES = np.arange(28) * (_TURN / 28)
+_ROUND = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=1)
 
 
-def _fill(scene: np.ndarray, points: np.ndarray, colour: Colour) -> None:
-    corners = np.rint((points * len(scene) - 0.5) * (1 << _SHIFT)).astype(np.int32)
-    cv2.fillPoly(scene, [corners], colour, lineType=cv2.LINE_8, shift=_SHIFT)
+def _polygon(corners: int) -> np.ndarray:
+    """The distance of a regular polygon's edge from its centre, at `_ANGLES`."""
+    step = _TURN / corners
+    return np.cos(step / 2) / np.cos(_ANGLES % step - step / 2)
 
 
-def _shadow(side: int, pot: Pot, light: float, depth: float) -> np.ndarray:
-    """The soft shadow (side, side, 1) that the pot casts on the table, away from the light."""
+_SHAPES = np.stack([np.ones(28), _polygon(3), _polygon(4), _polygon(5), _polygon(7)])
+
+
+def _strew(random: np.random.Generator, scene: np.ndarray, colours: Sequence[Colour]) -> None:
+    """Paints one thing of each colour, in three tones, anywhere in the scene (S, S, 3) uint8."""
+    count = len(colours)
+    places = random.uniform(0, 1, (count, 1, 2))
+    turns = random.uniform(0, _TURN, count)
+    radii = random.uniform(0.035, 0.105, (count, 1, 1))
+    longer = random.uniform(1.0, 1.4, count)
+    shapes = radii * _SHAPES[random.integers(len(_SHAPES), size=count)][..., None] * _ROUND
+    cosine, sine = np.cos(turns), np.sin(turns)
+    axes = np.array([[cosine * longer, sine * longer], [-sine / longer, cosine / longer]])
+    shapes = shapes @ axes.transpose(2, 0, 1)
+    tones = np.array([1.0, 0.86, 0.45])[:, None, None] * shapes[:, None] + places[:, None]
+    light = np.tile((0.8, 1.0, 1.1), count)
+    paint = shades(np.repeat(colours, 3, axis=0), light)
+    fill_smooth(scene, tones.reshape(-1, *tones.shape[2:]), paint)
+
+
+def _shadow(size: int, pot: Pot, light: float, depth: float) -> np.ndarray:
+    """The soft shadow (S, S, 1) that the pot casts on the table, away from the light."""
     x, y = pot.rim
-    angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-    ellipse = 1.25 * pot.foot * np.stack([np.cos(angles), 0.32 * np.sin(angles)], axis=1)
-    ellipse += (x - 0.45 * pot.foot * math.sin(light), y + pot.height - 0.2 * pot.foot)
-    shadow = np.ones((side, side), np.float32)
-    _fill(shadow, ellipse, (1 - depth, 0.0, 0.0))
-    return cv2.GaussianBlur(shadow, (0, 0), 0.016 * side)[..., None]
+    below = (x - 0.45 * pot.foot * math.sin(light), y + pot.height - 0.2 * pot.foot)
+    ellipse = 1.25 * pot.foot * _ROUND * (1.0, 0.32) + below
+    shadow = np.full((size, size), 255, np.uint8)
+    fill_smooth(shadow, ellipse[None], np.full((1, 3), 255 * (1 - depth)))
+    blurred = cv2.GaussianBlur(shadow.astype(np.float32), (0, 0), 0.016 * size)
+    return blurred[..., None] / np.float32(255)

@@ -1,32 +1,35 @@
 """A painter's canvas that knows exactly where the marked shapes are visible.
 
 Shapes are drawn `OVERSAMPLE` times larger than asked for, without smoothing, and averaged down. The
-colour of a pixel and the coverage of the marked shapes come from the same samples, which is what makes a
-mask exact: it holds the pixels of which marked shapes fill at least half.
+colour of a pixel and the coverage of the marked shapes come from the same samples, which is what
+makes a mask exact: it holds the pixels of which marked shapes fill at least half.
 
-Coordinates are fractions of the picture's side: x to the right, y downwards, (0, 0) the outer corner of
-the upper left pixel. Colours are red, green and blue in 0..255.
+Coordinates are fractions of the picture's side: x to the right, y downwards, (0, 0) the outer
+corner of the upper left pixel. Colours are red, green and blue in 0..255.
 """
 
 import colorsys
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 OVERSAMPLE = 4
+
 _SHIFT = 6  # fractional bits of the coordinates handed to OpenCV
 _PLAIN, _MARKED = 128, 255
+_FULL = 240  # divisible by the 16 samples of a pixel, so that averages of 0 and _FULL are exact
 
-Colour = tuple[float, float, float]
+Colour = Sequence[float]
 
 
 class Layer(NamedTuple):
     """What a canvas amounts to at the picture's own resolution S.
 
     Attributes:
-        colour: (S, S, 3) float32 in 0..255, already multiplied by `alpha`.
-        alpha: (S, S, 1) float32 in 0..1, the part of a pixel that any shape covers.
+        colour: (S, S, 3) uint8, already multiplied by `alpha`.
+        alpha: (S, S) float32 in 0..1, the part of a pixel that any shape covers.
         marked: (S, S) float32 in 0..1, the part of a pixel in which a marked shape is on top.
     """
 
@@ -40,32 +43,54 @@ class Canvas:
 
     def __init__(self, size: int):
         """Starts empty, for a picture of `size` x `size` pixels."""
-        self._side = size * OVERSAMPLE
-        # Colour and kind in one array, so that one call paints both and they cannot disagree.
-        self._pixels = np.zeros((self._side, self._side, 4), np.uint8)
+        # Colour and kind in one array: one call paints both, so that they cannot disagree.
+        self._pixels = np.zeros((size * OVERSAMPLE, size * OVERSAMPLE, 4), np.uint8)
 
-    def polygon(self, points: np.ndarray, colour: Colour, *, marked: bool = False) -> None:
-        """Fills the polygon with corners `points` (P, 2)."""
-        corners = np.rint((points * self._side - 0.5) * (1 << _SHIFT)).astype(np.int32)
-        kind = _MARKED if marked else _PLAIN
-        cv2.fillPoly(self._pixels, [corners], (*colour, kind), lineType=cv2.LINE_8, shift=_SHIFT)
+    def polygons(self, points: np.ndarray, colours: np.ndarray, *, marked: bool = False) -> None:
+        """Fills K polygons with corners `points` (K, P, 2) in `colours` (K, 3), in their order."""
+        kind = float(_MARKED if marked else _PLAIN)
+        corners = fixed_point(points, len(self._pixels))
+        for polygon, colour in zip(corners, colours.tolist(), strict=True):
+            cv2.fillPoly(self._pixels, [polygon], (*colour, kind), cv2.LINE_8, _SHIFT)
 
     def layer(self) -> Layer:
         """The canvas, averaged down to the picture's size."""
-        size = (self._side // OVERSAMPLE,) * 2
         kind = np.ascontiguousarray(self._pixels[..., 3])
-
-        def share(least: int) -> np.ndarray:
-            _, inside = cv2.threshold(kind, least - 1, 255, cv2.THRESH_BINARY)
-            return _shrink(inside, size) / np.float32(255)
-
-        colour = _shrink(self._pixels, size)[..., :3]
-        return Layer(colour, share(_PLAIN)[..., None], share(_MARKED))
+        return Layer(
+            colour=_shrink(self._pixels)[..., :3],
+            alpha=_share(kind, _PLAIN),
+            marked=_share(kind, _MARKED),
+        )
 
 
-def _shrink(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The exact mean of each block of samples, as float32."""
-    return cv2.resize(pixels.astype(np.float32), size, interpolation=cv2.INTER_AREA)
+def _share(kind: np.ndarray, least: int) -> np.ndarray:
+    """The part of each pixel whose samples are of kind `least` or above."""
+    _, inside = cv2.threshold(kind, least - 1, _FULL, cv2.THRESH_BINARY)
+    return _shrink(inside) / np.float32(_FULL)
+
+
+def _shrink(pixels: np.ndarray) -> np.ndarray:
+    """The mean of each block of samples, by two halvings: OpenCV is fastest at those."""
+    for side in (len(pixels) // 2, len(pixels) // OVERSAMPLE):
+        pixels = cv2.resize(pixels, (side, side), interpolation=cv2.INTER_AREA)
+    return pixels
+
+
+def fixed_point(points: np.ndarray, side: int) -> np.ndarray:
+    """Points in fractions of `side` pixels as OpenCV's integers with `_SHIFT` fractional bits."""
+    return np.rint((points * side - 0.5) * (1 << _SHIFT)).astype(np.int32)
+
+
+def fill_smooth(picture: np.ndarray, points: np.ndarray, colours: np.ndarray) -> None:
+    """Fills K polygons with corners `points` (K, P, 2) in `colours` (K, 3), with smooth edges.
+
+    Args:
+        picture: (S, S, 3) or (S, S) uint8, painted in place.
+        points: fractions of S.
+        colours: 0..255.
+    """
+    for polygon, colour in zip(fixed_point(points, len(picture)), colours.tolist(), strict=True):
+        cv2.fillPoly(picture, [polygon], colour, cv2.LINE_AA, _SHIFT)
 
 
 def hsv(hue: float, saturation: float, value: float) -> Colour:
@@ -79,17 +104,20 @@ def hsv(hue: float, saturation: float, value: float) -> Colour:
     return 255 * red, 255 * green, 255 * blue
 
 
-def shade(colour: Colour, factor: float) -> Colour:
-    """The same surface with less light (`factor` < 1), or with more, where it turns paler.
+def shades(colour: Colour | np.ndarray, light: Sequence[float] | np.ndarray) -> np.ndarray:
+    """A surface in K strengths of light: darker below 1, and paler above.
+
+    Args:
+        colour: of the surface, or of K surfaces (K, 3).
+        light: K strengths.
+
+    Returns:
+        (K, 3) float64 in 0..255.
 
     Example:
-        >>> shade((200.0, 100.0, 0.0), 0.5)
-        (100.0, 50.0, 0.0)
-        >>> shade((200.0, 100.0, 0.0), 1.2)
-        (211.0, 131.0, 51.0)
+        >>> shades((200.0, 100.0, 0.0), (0.5, 1.2)).round().tolist()
+        [[100.0, 50.0, 0.0], [211.0, 131.0, 51.0]]
     """
-    if factor <= 1:
-        red, green, blue = (channel * factor for channel in colour)
-    else:
-        red, green, blue = (channel + (255 - channel) * min(factor - 1, 1) for channel in colour)
-    return red, green, blue
+    strength = np.asarray(light, float)[:, None]
+    dimmed = np.minimum(strength, 1) * np.asarray(colour)
+    return dimmed + np.clip(strength - 1, 0, 1) * (255 - dimmed)
