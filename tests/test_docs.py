@@ -58,7 +58,11 @@ def test_links_lead_somewhere(page):
 def test_the_make_targets_that_the_documents_name_exist(page):
     database = subprocess.run(["make", "-pnq"], cwd=ROOT, capture_output=True, text=True).stdout
     targets = set(re.findall(r"^([a-z][a-z-]*):", database, re.MULTILINE))
-    assert set(re.findall(r"\bmake ([a-z-]+)`", page.read_text())) <= targets
+    text = page.read_text()
+    commands = "\n".join(code for language, code in FENCE.findall(text) if language == "sh")
+    named = re.findall(r"`make ([a-z-]+)", FENCE.sub("", text))
+    named += re.findall(r"^make ([a-z-]+)", commands, re.MULTILINE)
+    assert set(named) <= targets
 
 
 def test_the_readme_lists_the_methods_there_are():
