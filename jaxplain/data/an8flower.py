@@ -24,6 +24,7 @@ import multiprocessing
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -41,12 +42,12 @@ SMALLEST, LARGEST = 32, 2048
 
 # Hue in degrees, saturation and value. Flower colours; none of them a leaf's green or white.
 _PALETTE = {
-    "red": (357, 0.92, 0.86),
-    "orange": (26, 0.93, 0.97),
-    "yellow": (53, 0.86, 0.97),
-    "blue": (220, 0.82, 0.86),
-    "violet": (274, 0.72, 0.76),
-    "pink": (326, 0.58, 0.97),
+    "red": (357.0, 0.92, 0.86),
+    "orange": (26.0, 0.93, 0.97),
+    "yellow": (53.0, 0.86, 0.97),
+    "blue": (220.0, 0.82, 0.86),
+    "violet": (274.0, 0.72, 0.76),
+    "pink": (326.0, 0.58, 0.97),
 }
 COLOURS = tuple(_PALETTE)
 """The class colours, in the order of their labels."""
@@ -262,7 +263,10 @@ def render_many(
         return
     # Not fork: a copy of a process in which JAX runs its threads can hang.
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield from pool.imap(one, indices, chunksize=32)
+        indices = iter(indices)
+        # In stretches, so that a slow reader does not fill the memory with what is rendered ahead.
+        while stretch := list(islice(indices, 256 * workers)):
+            yield from pool.imap(one, stretch, chunksize=16)
 
 
 def tight_box(mask: Bool[np.ndarray, "h w"]) -> tuple[int, int, int, int]:
@@ -313,15 +317,17 @@ def _colours(random: np.random.Generator, part: str, colour: int) -> Colours:
     )
 
 
-_GOLD, _BROWN, _CREAM = hsv(44, 0.85, 0.9), hsv(24, 0.6, 0.36), hsv(50, 0.25, 0.95)
-_TERRACOTTA = hsv(16, 0.62, 0.72)
+_GOLD, _BROWN, _CREAM = hsv(44.0, 0.85, 0.9), hsv(24.0, 0.6, 0.36), hsv(50.0, 0.25, 0.95)
+_TERRACOTTA = hsv(16.0, 0.62, 0.72)
 
 
 def _jittered(name: str, jitter: np.ndarray) -> Colour:
     """A class colour, moved a little; `jitter` is three numbers in -1..1."""
     hue, saturation, value = _PALETTE[name]
     return hsv(
-        hue + 5 * jitter[0], min(saturation + 0.07 * jitter[1], 1), min(value + 0.07 * jitter[2], 1)
+        hue + 5 * jitter[0],
+        min(saturation + 0.07 * jitter[1], 1.0),
+        min(value + 0.07 * jitter[2], 1.0),
     )
 
 

@@ -97,7 +97,7 @@ def hsv(hue: float, saturation: float, value: float) -> Colour:
     """A colour from its hue in degrees and saturation and value in 0..1.
 
     Example:
-        >>> hsv(120, 1.0, 1.0)
+        >>> hsv(120.0, 1.0, 1.0)
         (0.0, 255.0, 0.0)
     """
     red, green, blue = colorsys.hsv_to_rgb(hue % 360 / 360, saturation, value)

@@ -14,7 +14,7 @@ from jaxplain.data.canvas import Canvas, Colour, shades
 Points = np.ndarray  # (P, 2): x and y as fractions of the picture's side
 _Point = np.ndarray | tuple[float, float]
 
-_SOIL: Colour = (74, 52, 38)
+_SOIL: Colour = (74.0, 52.0, 38.0)
 
 
 @dataclass(frozen=True)
