@@ -43,7 +43,9 @@ class MethodEntry:
         title: for people, such as "Grad-CAM".
         signed: whether negative values mean evidence against.
         family: heading under which its maps stand.
+        summary: what it does, where the glossary has no text of its own.
         reference: where it was published.
+        options: what it was called with, besides its defaults.
         layer: the layer that it explains at, where it has one.
         seconds: per image, compiled, if measured.
         compile_seconds: of tracing and compiling, if measured.
@@ -55,7 +57,9 @@ class MethodEntry:
     title: str
     signed: bool = False
     family: str = ""
+    summary: str = ""
     reference: str = ""
+    options: str = ""
     layer: str | None = None
     seconds: float | None = None
     compile_seconds: float | None = None
@@ -141,6 +145,7 @@ class Section:
         cases: the pictures.
         facts: label -> value: accuracy, parameters, and so on.
         scores: agreement with known evidence, if measured.
+        skipped: title of a method -> why it cannot explain this network.
     """
 
     title: str
@@ -150,6 +155,7 @@ class Section:
     cases: Sequence[Case]
     facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     scores: Scores | None = None
+    skipped: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -364,7 +370,7 @@ def _families(entries: Iterable[MethodEntry], glossary: Mapping[str, Any]) -> li
 def _used_methods(sections: Sequence[Section], glossary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every method of the page once, with what the glossary says of it."""
     entries = {entry.name: entry for section in sections for entry in section.methods}
-    return [{"entry": entry, "text": glossary["methods"].get(name, "")} for name, entry in entries.items()]
+    return [{"entry": entry, "text": glossary["methods"].get(name, entry.summary)} for name, entry in entries.items()]
 
 
 def _metrics(section: Section, entries: Mapping[str, MethodEntry], glossary: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -467,7 +473,7 @@ def _outline(mask: np.ndarray) -> str:
     size = (factor * mask.shape[1], factor * mask.shape[0])
     smooth = Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.BICUBIC)
     solid = smooth.point([0] * 128 + [255] * 128)
-    inner = np.asarray(solid) != np.asarray(solid.filter(ImageFilter.MaxFilter(3)))
+    inner = np.asarray(solid) != np.asarray(solid.filter(ImageFilter.MaxFilter(5)))
     outer = np.asarray(solid.filter(ImageFilter.MinFilter(3))) != np.asarray(solid.filter(ImageFilter.MaxFilter(7)))
     image = Image.fromarray(np.where(inner, 2, outer).astype(np.uint8), mode="P")
     image.putpalette([0, 0, 0, 0, 0, 0, 255, 255, 255])

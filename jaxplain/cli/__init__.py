@@ -1,0 +1,197 @@
+"""The command line: `jaxplain`. This file says what the commands are called and take; the work is done beside it.
+
+A ValueError, TypeError or OSError is the user's to mend: it becomes one line on standard error and exit code 2. `--debug` shows
+the traceback instead.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from jaxplain.cli.console import complain
+
+EXAMPLES = "[bold]Examples[/bold]\n\n"
+
+
+# typer.BadParameter is a UsageError is a ClickException, in Typer's own copy of click or in click itself.
+UsageError = typer.BadParameter.__mro__[1]
+
+
+class Group(TyperGroup):
+    """The program: it turns errors into one line and an exit code."""
+
+    def main(self, args: Sequence[str] | None = None, *others: Any, **options: Any) -> Any:
+        """Run a command line and exit; see the module."""
+        given = list(sys.argv[1:] if args is None else args)
+        try:
+            code = super().main(given, *others, **{**options, "standalone_mode": False})
+        except UsageError as error:
+            context = getattr(error, "ctx", None)
+            command = context.command_path if context else "jaxplain"
+            complain(f"{error.format_message().rstrip('.')}; see {command} --help")  # type: ignore[attr-defined]
+            code = 2
+        except (ValueError, TypeError, OSError) as error:
+            if "--debug" in given:
+                raise
+            complain(_reason(error))
+            code = 2
+        except typer.Abort:
+            complain("stopped")
+            code = 130
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _reason(error: Exception) -> str:
+    """The message; of an operating system's error, without its number."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename!r}: {error.strerror}"
+    return str(error) or type(error).__name__
+
+
+app = typer.Typer(
+    name="jaxplain",
+    cls=Group,
+    invoke_without_command=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Shows which parts of a picture made an image classifier decide as it did.",
+    epilog="Start with [bold]jaxplain demo[/bold], then [bold]jaxplain explain PICTURE[/bold]. "
+    "Every command has its own [bold]--help[/bold] with examples.",
+)
+data_app = typer.Typer(invoke_without_command=True, rich_markup_mode="rich")
+app.add_typer(data_app, name="data")
+
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+NoCache = Annotated[
+    bool,
+    typer.Option(
+        "--no-cache",
+        help="Do not keep compiled programs for the next run. JAXPLAIN_COMPILATION_CACHE=off does the same.",
+    ),
+]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of everything random: the same seed, the same maps.")]
+Chunk = Annotated[
+    int | None,
+    typer.Option(min=1, help="Pictures explained at once: more is faster and takes more memory.", show_default="chosen"),
+]
+
+
+@app.callback()
+def root(ctx: typer.Context, debug: Debug = False) -> None:
+    """Shows which parts of a picture made an image classifier decide as it did."""
+    del debug
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+
+
+@data_app.callback()
+def data(ctx: typer.Context) -> None:
+    """Data sets with known evidence."""
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+
+
+@app.command(
+    epilog=EXAMPLES
+    + "jaxplain explain photo.jpg\n\n"
+    + "jaxplain explain *.png --methods grad_cam,occlusion --target top5\n\n"
+    + "jaxplain explain rose.png --model an8flower-double-12c --target 'red petals' --out rose.html --npz rose.npz"
+)
+def explain(
+    images: Annotated[
+        list[Path],
+        typer.Argument(metavar="IMAGE...", help="Pictures: PNG or JPEG, any size, grey or in colour, EXIF-rotated or not."),
+    ],
+    model: Annotated[
+        str, typer.Option(help="The classifier; [bold]jaxplain models[/bold] lists them.")
+    ] = "an8flower-single-6c",
+    weights: Annotated[Path | None, typer.Option(help="Your own weights for it: a safetensors file.")] = None,
+    methods: Annotated[
+        str, typer.Option(help="Names with commas between, or all; [bold]jaxplain methods[/bold] lists them.")
+    ] = "all",
+    target: Annotated[
+        str, typer.Option(help="What to explain: a class by name or number, top1 (the prediction) or top5.")
+    ] = "top1",
+    layer: Annotated[
+        str | None,
+        typer.Option(help="Layer of the methods that explain one; [bold]jaxplain models[/bold] lists them."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The report.")] = Path("report.html"),
+    npz: Annotated[Path | None, typer.Option(help="Also write the maps as arrays.")] = None,
+    seed: Seed = 0,
+    chunk: Chunk = None,
+    no_cache: NoCache = False,
+    debug: Debug = False,
+) -> None:
+    """Explains a classifier's answers to your own pictures and writes a report.
+
+    Everything is checked before anything is computed, and the report appears whole or not at all.
+    """
+    del debug
+    from jaxplain.cli.explain import Request, run
+
+    run(
+        Request(
+            pictures=tuple(images),
+            model=model,
+            weights=weights,
+            methods=methods,
+            target=target,
+            layer=layer,
+            out=out,
+            npz=npz,
+            seed=seed,
+            chunk=chunk,
+            cache=not no_cache,
+        )
+    )
+
+
+@app.command(epilog=EXAMPLES + "jaxplain demo\n\njaxplain demo --out /tmp/demo.html --flowers 600")
+def demo(
+    out: Annotated[Path, typer.Option(help="The report.")] = Path("demo/report.html"),
+    flowers: Annotated[int, typer.Option(min=24, max=100_000, help="Held-out flowers to score the methods on.")] = 204,
+    seed: Seed = 0,
+    chunk: Chunk = None,
+    no_cache: NoCache = False,
+    debug: Debug = False,
+) -> None:
+    """Explains held-out flowers and handwritten digits with every method, scores each one and writes a report."""
+    del debug
+    from jaxplain.cli.demo import run
+
+    run(out=out, flowers=flowers, seed=seed, chunk=chunk, cache=not no_cache)
+
+
+@app.command(epilog=EXAMPLES + "jaxplain models\n\njaxplain models an8flower-single-6c")
+def models(
+    name: Annotated[str | None, typer.Argument(help="One classifier: its layers in full.")] = None, debug: Debug = False
+) -> None:
+    """Lists the classifiers, their parameters and the layers that can be explained."""
+    del debug
+    from jaxplain.cli.listing import show_model, show_models
+
+    if name is None:
+        show_models()
+    else:
+        show_model(name)
+
+
+@app.command(epilog=EXAMPLES + "jaxplain methods\n\njaxplain explain photo.jpg --methods grad_cam,occlusion")
+def methods(debug: Debug = False) -> None:
+    """Lists the methods: what each does, what it needs, and where it was published."""
+    del debug
+    from jaxplain.cli.listing import show_methods
+
+    show_methods()
+
+
+def main() -> None:
+    """Run the program: the console script `jaxplain`."""
+    app(prog_name="jaxplain")

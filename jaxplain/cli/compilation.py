@@ -1,0 +1,47 @@
+"""Compiled programs are kept between runs, in the user's cache folder, unless told otherwise."""
+
+import os
+from pathlib import Path
+
+SWITCH = "JAXPLAIN_COMPILATION_CACHE"
+"""Environment variable: "0", "off", "no" or "false" keeps nothing; unset or anything else keeps."""
+
+
+def folder() -> Path:
+    """Return the folder of compiled programs: JAX_COMPILATION_CACHE_DIR, or one in the user's cache folder."""
+    import platformdirs
+
+    named = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    return Path(named) if named else Path(platformdirs.user_cache_path("jaxplain")) / "compiled"
+
+
+def wanted(*, option: bool) -> bool:
+    """Return whether to keep compiled programs, by the command's option and the environment."""
+    return option and os.environ.get(SWITCH, "").strip().lower() not in ("0", "off", "no", "false")
+
+
+def keep(*, option: bool = True) -> Path | None:
+    """Turn JAX's persistent compilation cache on, or off.
+
+    Args:
+        option: what the command line says; the environment can only turn it off.
+
+    Returns:
+        The folder, or None where nothing is kept: not wanted, or the folder cannot be written.
+    """
+    import jax
+
+    place: Path | None = folder() if wanted(option=option) else None
+    if place is not None:
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            place = None
+    if place is not None and not os.access(place, os.W_OK):
+        place = None
+    jax.config.update("jax_enable_compilation_cache", place is not None)
+    if place is not None:
+        jax.config.update("jax_compilation_cache_dir", str(place))
+        # The many small programs around a method add up to seconds.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+    return place

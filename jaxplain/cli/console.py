@@ -1,0 +1,107 @@
+"""What the commands write on the terminal: results on standard output, progress and errors on standard error."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+Advance = Callable[..., None]
+"""advance(text, steps=1): say what is being done, and that so many steps are done."""
+
+PLAIN = str.maketrans({"\n": " ", "\r": " ", "\t": " "})
+
+
+def out() -> "Console":
+    """Return the console of results."""
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def err() -> "Console":
+    """Return the console of progress and errors."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def one_line(text: object) -> str:
+    r"""Return text as one line without anything that would steer a terminal.
+
+    Example:
+        >>> one_line("weights\n  lack conv1\x1b[31m")
+        'weights lack conv1\\x1b[31m'
+    """
+    joined = " ".join(str(text).translate(PLAIN).split())
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in joined)
+
+
+def say(text: object) -> None:
+    """Print a line of result, whatever it contains, never wrapped."""
+    out().print(one_line(text), markup=False, soft_wrap=True)
+
+
+def note(text: object) -> None:
+    """Print a line about the work, on standard error."""
+    err().print(one_line(text), markup=False, soft_wrap=True, style="dim")
+
+
+def complain(text: object) -> None:
+    """Print an error in one line."""
+    console = err()
+    console.print("Error: ", style="bold red", end="")
+    console.print(one_line(text), markup=False, soft_wrap=True)
+
+
+def table(title: str, columns: Iterable[tuple[str, str]]) -> "Table":
+    """Return an empty table.
+
+    Args:
+        title: above it.
+        columns: (head, "left" or "right") pairs.
+    """
+    from rich import box
+    from rich.table import Table
+
+    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for head, side in columns:
+        made.add_column(head, justify="right" if side == "right" else "left", overflow="fold")
+    return made
+
+
+def show_table(rows: "Table") -> None:
+    """Print a table; where the output is no terminal, as wide as it needs."""
+    console = out()
+    if not console.is_terminal:
+        console.width = max(console.width, 200)
+    console.print(rows)
+
+
+@contextlib.contextmanager
+def progress(total: int) -> Iterator[Advance]:
+    """Show a bar of `total` steps until the block ends; nothing where standard error is no terminal.
+
+    Yields a function to call after each step, with what comes next.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=err(), transient=True) as bar:
+        task = bar.add_task("starting", total=total)
+        done = 0
+
+        def advance(now: str, steps: int = 1) -> None:
+            nonlocal done
+            done += steps
+            bar.update(task, completed=done, description=one_line(now))
+
+        yield advance

@@ -1,0 +1,83 @@
+"""What a report says about a run: predictions, lines about methods, versions."""
+
+import dataclasses
+import platform
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jaxplain.report import MethodEntry
+
+if TYPE_CHECKING:
+    from jaxplain.cli.maps import Maps
+    from jaxplain.methods import Method
+    from jaxplain.model import Model
+
+PACKAGES = ("jaxplain", "jax", "flax", "numpy")
+
+
+def probabilities(model: "Model", images: np.ndarray, *, chunk: int) -> np.ndarray:
+    """Return the class probabilities (N, classes) of N images, `chunk` at a time.
+
+    Raises:
+        ValueError: logits that are not finite.
+    """
+    import jax
+
+    predict = jax.jit(lambda model, x: jax.nn.softmax(model(x)))
+    chunk = min(chunk, len(images))
+    parts = []
+    for start in range(0, len(images), chunk):
+        rows = np.minimum(np.arange(start, start + chunk), len(images) - 1)
+        parts.append(np.asarray(predict(model, images[rows]))[: len(images) - start])
+    found = np.concatenate(parts)
+    if not np.isfinite(found).all():
+        raise ValueError(
+            f"model {model.name!r} answers with values that are not finite; its weights or its preprocessing are damaged"
+        )
+    return found
+
+
+def entry(method: "Method", maps: "Maps | None", layer: str | None) -> MethodEntry:
+    """Return the report's line about a method; `layer` is what it explained at, if it is layered."""
+    return MethodEntry(
+        name=method.name,
+        title=method.title,
+        signed=method.signed,
+        family=method.function.__module__.rpartition(".")[2],
+        summary=method.summary,
+        reference=method.reference,
+        options=", ".join(f"{name} = {value}" for name, value in method.options),
+        layer=layer if method.layered else None,
+        seconds=maps.seconds if maps else None,
+        compile_seconds=maps.compile_seconds if maps else None,
+        audit=maps.audit if maps else (),
+    )
+
+
+def with_options(method: "Method", **options: object) -> "Method":
+    """Return the method with other options, as far as it has them already."""
+    changed = tuple((name, options.get(name, value)) for name, value in method.options)
+    return dataclasses.replace(method, options=changed)
+
+
+def count_parameters(model: "Model") -> int:
+    """Return how many numbers the network has learned."""
+    import jax
+
+    return sum(int(np.size(leaf)) for leaf in jax.tree.leaves(model.params))
+
+
+def of_the_run(*, seed: int, seconds: float) -> dict[str, str]:
+    """Return versions, device, seed and time, as the report lists them."""
+    import jax
+
+    facts = {name: metadata.version(name) for name in PACKAGES}
+    device = jax.devices()[0]
+    facts["Python"] = platform.python_version()
+    facts["Device"] = f"{jax.device_count()} × {device.device_kind}, {device.platform}"
+    facts["System"] = f"{platform.system()} {platform.machine()}"
+    facts["Seed"] = str(seed)
+    facts["Time"] = f"{seconds:.0f} s"
+    return facts
