@@ -1,4 +1,4 @@
-"""`Model`: a pure function, its parameters, and what is needed to feed it pictures and read its answer."""
+"""`Model`: a pure function, its parameters, and what it takes to feed it pictures."""
 
 import dataclasses
 from collections.abc import Callable, Hashable, Mapping
@@ -14,7 +14,7 @@ ApplyFn = Callable[..., jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class ReceptiveField:
-    """The part of the input that one unit of a layer sees, in input pixels, per axis (height, width).
+    """The part of the input that one unit of a layer sees, in pixels, per axis (height, width).
 
     Attributes:
         size: pixels seen.
@@ -34,7 +34,8 @@ class Layer:
     Attributes:
         name: what `capture`, `split`, `edit` and the methods call it.
         shape: its shape without the batch axis: (H, W, K) or (K,).
-        receptive_field: what one unit sees of the input; None where it is not a regular window (after a dense layer, say).
+        receptive_field: what one unit sees of the input; None where it is not a regular window
+            (after a dense layer, say).
     """
 
     name: str
@@ -46,21 +47,26 @@ class Layer:
 class Model:
     """An image classifier as a pytree: `params` are its leaves, everything else is static.
 
-    Every method of this package takes a `Model`, whatever library it was written in, so a model can be passed through
-    `jax.jit`, `jax.vmap` and `jax.grad` (which then differentiates with respect to the parameters).
+    Every method of this package takes a `Model`, whatever library it was written in, so a model can
+    be passed through `jax.jit`, `jax.vmap` and `jax.grad` (which then differentiates with respect
+    to the parameters).
 
     Attributes:
         params: the parameters, any pytree.
         apply: `apply(params, images) -> logits`, images (B, H, W, C) floats, logits (B, classes).
-        capture: `capture(params, images) -> (logits, {layer name: tensor})` for models without tagged layers, or None.
+        capture: `capture(params, images) -> (logits, {layer name: tensor})` for models without
+            tagged layers, or None.
         input_shape: (H, W, C) of the images that it expects.
         preprocessing: from a uint8 picture to its input.
         class_names: one name a class, or empty.
         name: what reports call it.
         default_layer: the layer that Grad-CAM explains unless told otherwise.
+        evidence_layer: a finer one, at which excitation backprop shows its map unless told
+            otherwise.
 
     Example:
-        >>> model = Model.from_function(lambda w, x: x.mean((1, 2)) @ w, jnp.ones((3, 2)), input_shape=(8, 8, 3))
+        >>> model = Model.from_function(lambda w, x: x.mean((1, 2)) @ w, jnp.ones((3, 2)),
+        input_shape=(8, 8, 3))
         >>> model(jnp.ones((4, 8, 8, 3))).shape
         (4, 2)
     """
@@ -73,6 +79,7 @@ class Model:
     class_names: tuple[str, ...] = ()
     name: str = ""
     default_layer: str | None = None
+    evidence_layer: str | None = None
 
     def __call__(self, images: jax.Array, **edits: Any) -> jax.Array:
         """Return the logits (B, classes) of `images` (B, H, W, C).
@@ -82,7 +89,7 @@ class Model:
         return self.apply(self.params, images, **edits)
 
     def layers(self, image_shape: tuple[int, int, int] | None = None) -> tuple[Layer, ...]:
-        """Return the named tensors of the model in evaluation order, with shapes and receptive fields.
+        """Return the named tensors in evaluation order, with shapes and receptive fields.
 
         Nothing is computed: the model is only traced.
 
@@ -107,7 +114,8 @@ class Model:
         Args:
             apply: the pure function; use the same function object to share compilations.
             params: its parameters, any pytree.
-            **described: `input_shape`, `preprocessing`, `class_names`, `name`, `default_layer`, `capture`.
+            **described: `input_shape`, `preprocessing`, `class_names`, `name`, `default_layer`,
+                `capture`.
         """
         return cls(params, apply, **_described(described))
 
@@ -122,7 +130,8 @@ class Model:
     ) -> "Model":
         """Make a model of a Flax Linen module.
 
-        Layers are the tensors tagged with `checkpoint_name` and the outputs of the submodules, by path ("block1.conv").
+        Layers are the tensors tagged with `checkpoint_name` and the outputs of the submodules, by
+        path ("block1.conv").
 
         Args:
             module: the module; its `__call__` takes images and returns logits.
@@ -142,7 +151,8 @@ class Model:
     def from_nnx(cls, module: Any, **described: Any) -> "Model":
         """Make a model of a Flax NNX module, in inference mode.
 
-        The module itself is left as it was. Layers are tagged tensors and the outputs of the submodules, by attribute path.
+        The module itself is left as it was. Layers are tagged tensors and the outputs of the
+        submodules, by attribute path.
 
         Args:
             module: the module; calling it with images returns logits.
@@ -157,10 +167,18 @@ class Model:
 
 
 def _described(options: dict[str, Any]) -> dict[str, Any]:
-    allowed = {"capture", "input_shape", "preprocessing", "class_names", "name", "default_layer"}
+    allowed = {
+        "capture",
+        "input_shape",
+        "preprocessing",
+        "class_names",
+        "name",
+        "default_layer",
+        "evidence_layer",
+    }
     if set(options) - allowed:
         raise TypeError(
-            f"unknown arguments {sorted(set(options) - allowed)}; expected some of {sorted(allowed)}"
+            f"unknown arguments {sorted(set(options) - allowed)}; known: {sorted(allowed)}"
         )
     for field in ("class_names", "input_shape"):
         if options.get(field) is not None:
@@ -226,7 +244,7 @@ class NnxCapture:
 
 
 def _named_outputs(tree: Mapping[Any, Any], path: tuple[str, ...] = ()) -> dict[str, jax.Array]:
-    """Flatten {module: {"__call__": (output,)}} into {"module.path": output}, keeping single arrays.
+    """Flatten {module: {"__call__": (output,)}} into {"module.path": output}; arrays only.
 
     A module that is called several times appears as "path", "path#1", "path#2", ...
     """
@@ -235,7 +253,7 @@ def _named_outputs(tree: Mapping[Any, Any], path: tuple[str, ...] = ()) -> dict[
         if key == "__call__":
             calls = value if isinstance(value, tuple) else (value,)
             for number, output in enumerate(calls):
-                if path and isinstance(output, jax.Array | jax.core.Tracer):
+                if path and isinstance(output, jax.Array):
                     named[".".join(path) + (f"#{number}" if number else "")] = output
         elif isinstance(value, Mapping):
             named.update(_named_outputs(value, (*path, str(key))))
@@ -250,7 +268,7 @@ jax.tree_util.register_dataclass(
 
 
 def check_images(images: Any, model: Model | None = None) -> jax.Array:
-    """Return `images` as an array, or raise naming what is wrong with their rank, dtype or channels.
+    """Return `images` as an array, or raise naming what is wrong with them.
 
     Raises:
         TypeError: not floating point.
@@ -259,7 +277,7 @@ def check_images(images: Any, model: Model | None = None) -> jax.Array:
     images = jnp.asarray(images)
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise TypeError(
-            f"images have dtype {images.dtype}; expected preprocessed floats (see Model.preprocessing)"
+            f"images have dtype {images.dtype}; expected floats (see Model.preprocessing)"
         )
     if images.ndim != 4:
         raise ValueError(
@@ -271,6 +289,7 @@ def check_images(images: Any, model: Model | None = None) -> jax.Array:
         and images.shape[-1] != model.input_shape[-1]
     ):
         raise ValueError(
-            f"images have {images.shape[-1]} channels; model {model.name!r} takes {model.input_shape[-1]}"
+            f"images have {images.shape[-1]} channels; "
+            f"model {model.name!r} takes {model.input_shape[-1]}"
         )
     return images

@@ -6,6 +6,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from jaxplain.names import unknown
@@ -76,7 +77,7 @@ def check_targets(targets: Int[Array, " b"] | np.ndarray, logits: jax.Array) -> 
         TypeError: not integers.
         ValueError: not one target an image, or a class that does not exist.
     """
-    known = not isinstance(targets, jax.core.Tracer)
+    known = not isinstance(targets, Tracer)
     array = jnp.asarray(targets)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"targets have dtype {array.dtype}; expected integers")
@@ -86,8 +87,9 @@ def check_targets(targets: Int[Array, " b"] | np.ndarray, logits: jax.Array) -> 
         )
     if known:
         values = np.asarray(targets)
-        if values.size and not (0 <= values.min() and values.max() < logits.shape[-1]):
+        if values.size and not (values.min() >= 0 and values.max() < logits.shape[-1]):
             raise ValueError(
-                f"targets lie in [{values.min()}, {values.max()}]; the model has {logits.shape[-1]} classes"
+                f"targets lie in [{values.min()}, {values.max()}]; "
+                f"the model has {logits.shape[-1]} classes"
             )
     return array

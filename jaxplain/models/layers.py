@@ -1,7 +1,8 @@
 """`tap`: the one place where a network's tensor gets its name, its gates and its mask.
 
-Every ReLU, pooling and layer output of the networks in this package passes through `tap`, so that nothing that
-explains them can be bypassed: the name is a `jax.ad_checkpoint.checkpoint_name`, which `jaxplain.capture`, `split` and `edit` read.
+Every ReLU, pooling and layer output of the networks in this package passes through `tap`, so that
+nothing that explains them can be bypassed: the name is a `jax.ad_checkpoint.checkpoint_name`, which
+`jaxplain.capture`, `split` and `edit` read.
 """
 
 from collections.abc import Mapping
@@ -25,7 +26,8 @@ def tap(x: jax.Array, name: str, gates: Edits = None, masks: Edits = None) -> ja
         masks: layer name -> (H, W) or (B, H, W) factors of the positions.
 
     Returns:
-        `x` multiplied by what is asked for this layer, tagged `name`. Absent means untouched, at no cost.
+        `x` multiplied by what is asked for this layer, tagged `name`. Absent means untouched, at no
+        cost.
 
     Raises:
         ValueError: a gate or mask of the wrong shape, or a mask for a layer without positions.
@@ -47,7 +49,8 @@ def gate(x: jax.Array, factors: jax.Array, name: str) -> jax.Array:
     factors = jnp.asarray(factors, x.dtype)
     if factors.shape not in ((x.shape[-1],), (x.shape[0], x.shape[-1])):
         raise ValueError(
-            f"gates[{name!r}] has shape {factors.shape}; expected ({x.shape[-1]},) or {(x.shape[0], x.shape[-1])}"
+            f"gates[{name!r}] has shape {factors.shape}; "
+            f"expected ({x.shape[-1]},) or {(x.shape[0], x.shape[-1])}"
         )
     batch = factors.shape[0] if factors.ndim == 2 else 1
     return x * factors.reshape(batch, *(1,) * (x.ndim - 2), x.shape[-1])

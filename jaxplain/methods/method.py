@@ -1,0 +1,193 @@
+"""What every method has in common: how it is called, and its line in the table of methods."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, ParamSpec, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxplain.model import Model, check_images
+from jaxplain.scores import check_targets
+from jaxplain.trace import Audit
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Explanation(NamedTuple):
+    """What any method says about a batch of images, as a map at input size.
+
+    Attributes:
+        heatmap: (B, H, W); larger means more evidence for the target, negative means evidence
+            against.
+        audit: which rule every site of the network got, for methods made of rules.
+        stderr: (B, H, W) standard error of `heatmap`, for methods that sample.
+        gap: (B,) what the attributions miss of the score they should sum to, for methods that
+            promise so.
+    """
+
+    heatmap: Float[Array, "b h w"]
+    audit: Audit | None = None
+    stderr: Float[Array, "b h w"] | None = None
+    gap: Float[Array, " b"] | None = None
+
+
+@functools.partial(jax.jit)
+def _logits(model: Model, images: jax.Array) -> jax.Array:
+    return model(images)
+
+
+def check_inputs(model: Model, images: Any, targets: Any) -> tuple[jax.Array, jax.Array]:
+    """Return images and targets as arrays, or raise naming what is wrong with them.
+
+    Raises:
+        TypeError: images that are not floats, targets that are not integers.
+        ValueError: wrong shapes, or a target that the model does not have.
+    """
+    images = check_images(images, model)
+    # The shape is cached by jit, so that looking costs nothing from the second call on.
+    return images, check_targets(targets, _logits.eval_shape(model, images))
+
+
+def explainer(*static: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Make a method of a pure function (model, images, targets, **options).
+
+    Its inputs are checked, then it is compiled as a whole.
+
+    Args:
+        *static: names of the options that are no arrays.
+    """
+
+    def wrap(function: Callable[P, R]) -> Callable[P, R]:
+        compiled = jax.jit(function, static_argnames=static)
+
+        @functools.wraps(function)
+        def checked(model: Model, images: Any, targets: Any, **options: Any) -> R:
+            images, targets = check_inputs(model, images, targets)
+            return compiled(model, images, targets, **options)
+
+        return checked  # type: ignore[return-value]
+
+    return wrap
+
+
+def resize_maps(maps: Float[Array, "b h w"], size: tuple[int, int]) -> Float[Array, "b H W"]:
+    """Resize maps to (H, W), bilinearly with half-pixel centres.
+
+    Example:
+        >>> resize_maps(jnp.ones((1, 2, 2)), (8, 8)).shape
+        (1, 8, 8)
+    """
+    return jax.image.resize(maps, (maps.shape[0], *size), "bilinear")
+
+
+def map_layer(model: Model, layer: str | None, *, evidence: bool = False) -> str:
+    """Return the layer to explain: `layer`, or the model's own choice.
+
+    Args:
+        model: any model.
+        layer: a name, or None.
+        evidence: prefer the model's `evidence_layer` (finer, for excitation backprop) to its
+            `default_layer`.
+
+    Raises:
+        ValueError: None, and the model has no choice of its own.
+    """
+    chosen = layer or (evidence and model.evidence_layer) or model.default_layer
+    if not chosen:
+        raise ValueError(
+            f"layer is needed: model {model.name!r} names no default_layer (see Model.layers)"
+        )
+    return chosen
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """One line of the table that the command line, the evaluation and the contract tests read.
+
+    Attributes:
+        name: as in `jaxplain explain --methods`.
+        title: as in reports.
+        function: the public function.
+        heatmap: from its result to an `Explanation`'s map (B, h, w).
+        summary: one plain sentence.
+        reference: paper.
+        random: takes `key`.
+        layered: takes `layer`.
+        signed: negative values mean evidence against.
+        gradient: needs derivatives; False for what works on any black box.
+        options: what `explain` passes besides.
+    """
+
+    name: str
+    title: str
+    function: Callable[..., Any]
+    heatmap: Callable[[jax.Array], jax.Array]
+    summary: str
+    reference: str
+    random: bool = False
+    layered: bool = False
+    signed: bool = False
+    gradient: bool = True
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def explain(
+        self,
+        model: Model,
+        images: Any,
+        targets: Any,
+        *,
+        key: jax.Array | None = None,
+        layer: str | None = None,
+    ) -> Explanation:
+        """Run the method with its default options and reduce the result to maps at input size.
+
+        Args:
+            model: any model.
+            images: (B, H, W, C) floats.
+            targets: (B,) classes.
+            key: for random methods; the same key gives the same answer.
+            layer: for layered methods; others ignore it.
+
+        Raises:
+            ValueError: a random method without a key; whatever the method raises.
+        """
+        options = dict(self.options)
+        if self.random:
+            if key is None:
+                raise ValueError(
+                    f"method {self.name!r} is random: key is needed, such as jax.random.key(0)"
+                )
+            options["key"] = key
+        if self.layered and layer is not None:
+            options["layer"] = layer
+        result = self.function(model, images, targets, **options)
+        fields = result._asdict() if hasattr(result, "_asdict") else {"heatmap": result}
+        heatmap = self.heatmap(fields["heatmap"] if "heatmap" in fields else fields["attribution"])
+        size = tuple(jnp.shape(images)[1:3])
+        if heatmap.shape[1:] != size:
+            heatmap = resize_maps(heatmap, size)  # type: ignore[arg-type]
+        stderr = fields.get("stderr")
+        if stderr is not None and stderr.ndim == 4:
+            stderr = jnp.sqrt((stderr**2).sum(-1))
+        return Explanation(heatmap, fields.get("audit"), stderr, fields.get("gap"))
+
+    def inapplicable(self, model: Model, *, layer: str | None = None) -> str | None:
+        """Return why the method cannot explain this model, or None; nothing is computed."""
+        if model.input_shape is None:
+            return None
+        images = jax.ShapeDtypeStruct((1, *model.input_shape), jnp.float32)
+        targets = jax.ShapeDtypeStruct((1,), jnp.int32)
+        try:
+            jax.eval_shape(
+                lambda m, x, t: self.explain(m, x, t, key=jax.random.key(0), layer=layer),
+                model,
+                images,
+                targets,
+            )
+        except ValueError as error:
+            return str(error)
+        return None
