@@ -1,12 +1,14 @@
 """AlexNet as torchvision has it, and its contemporary VGG-F (CNN-F).
 
-Krizhevsky 2014, "One weird trick for parallelizing convolutional neural networks", https://arxiv.org/abs/1404.5997 (one tower,
-no local response normalization). Chatfield et al. 2014, "Return of the devil in the details: delving deep into convolutional
-nets", https://arxiv.org/abs/1405.3531, table 1, with MatConvNet's `imagenet-vgg-f` for what the table leaves out: windows of
-pooling that hang over the end, and normalization with kappa = 2, alpha = 1e-4, beta = 0.75 over five channels.
+Krizhevsky 2014, "One weird trick for parallelizing convolutional neural networks",
+https://arxiv.org/abs/1404.5997 (one tower, no local response normalization). Chatfield et al. 2014,
+"Return of the devil in the details: delving deep into convolutional nets",
+https://arxiv.org/abs/1405.3531, table 1, with MatConvNet's `imagenet-vgg-f` for what the table
+leaves out: windows of pooling that hang over the end, and normalization with kappa = 2, alpha =
+1e-4, beta = 0.75 over five channels.
 
-Layers have Caffe's names: conv1 ... conv5 are activations behind the ReLU, norm1 and norm2 (VGG-F), pool1, pool2, pool5, avgpool,
-fc6, fc7, logits.
+Layers have Caffe's names: conv1 ... conv5 are activations behind the ReLU, norm1 and norm2 (VGG-F),
+pool1, pool2, pool5, avgpool, fc6, fc7, logits.
 
 Example:
     >>> network = VGGF(num_classes=5)
@@ -21,7 +23,6 @@ from typing import ClassVar
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxplain.models.network import Network, Taps, as_function, conv
@@ -49,7 +50,7 @@ class AlexNet(Network):
         return dense_head(x, self.num_classes, tap, train, drop_first=True)
 
     def torch_names(self) -> dict[str, str]:
-        """Return {our name: torchvision's}; theirs count every module of `features` and `classifier`."""
+        """Return {our name: torchvision's}, which numbers all modules of a sequence."""
         places = {"conv1": 0, "conv2": 3, "conv3": 6, "conv4": 8, "conv5": 10}
         return {name: f"features.{index}" for name, index in places.items()} | {
             "fc6": "classifier.1",
@@ -59,7 +60,7 @@ class AlexNet(Network):
 
 
 class VGGF(Network):
-    """The fast network of Chatfield et al.: as AlexNet, with larger strides, fewer channels and normalization.
+    """The fast network of Chatfield et al.: AlexNet with fewer channels and with normalization.
 
     Other sizes than 224 are pooled adaptively to the 6x6 positions that fc6 reads, as in `AlexNet`.
     """
@@ -70,7 +71,9 @@ class VGGF(Network):
     def forward(self, x: jax.Array, tap: Taps, train: bool) -> jax.Array:
         """Run the layers."""
         pool = partial(max_pool, size=3, stride=2, padding=(0, 1))
-        for number, (width, size, stride, padding) in enumerate(((64, 11, 4, 0), (256, 5, 1, 2)), 1):
+        for number, (width, size, stride, padding) in enumerate(
+            ((64, 11, 4, 0), (256, 5, 1, 2)), 1
+        ):
             x = conv(x, f"conv{number}", width, size, stride=stride, padding=padding)
             x = tap(nn.relu(x), f"conv{number}")
             x = tap(local_response_normalization(x), f"norm{number}")
@@ -94,9 +97,10 @@ def local_response_normalization(
 ) -> Float[Array, "b h w c"]:
     """Divide every activation by a power of the energy in the channels around it.
 
-    y_c = x_c (kappa + alpha sum_{|d - c| <= size // 2} x_d^2)^-beta: Krizhevsky et al. 2012, section 3.3, with MatConvNet's
-    alpha, which is not divided by `size` (Caffe's and torch's is). It is one jitted function so that a program which uses it shows
-    a single call `local_response_normalization`, to which a rule can be given.
+    y_c = x_c (kappa + alpha sum_{|d - c| <= size // 2} x_d^2)^-beta: Krizhevsky et al. 2012,
+    section 3.3, with MatConvNet's alpha, which is not divided by `size` (Caffe's and torch's is).
+    It is one jitted function so that a program which uses it shows a single call
+    `local_response_normalization`, to which a rule can be given.
 
     Args:
         x: feature maps.
@@ -110,8 +114,9 @@ def local_response_normalization(
 
     Example:
         >>> x = jnp.array([3.0, 4.0]).reshape(1, 1, 1, 2)
-        >>> local_response_normalization(x, kappa=0.0, alpha=1.0, beta=0.5).ravel().round(3).tolist()
-        [0.6..., 0.8...]
+        >>> y = local_response_normalization(x, kappa=0.0, alpha=1.0, beta=0.5)
+        >>> [round(float(v), 3) for v in y.ravel()]
+        [0.6, 0.8]
     """
     if size < 1 or size % 2 == 0:
         raise ValueError(f"size is {size}; expected an odd number of channels")

@@ -1,14 +1,16 @@
 """GoogLeNet and Inception-V3.
 
-Szegedy et al. 2014, "Going deeper with convolutions", https://arxiv.org/abs/1409.4842, with batch norm and a 3x3 window where the
-paper has 5x5, as torchvision's weights have it; Szegedy et al. 2015, "Rethinking the Inception architecture for computer vision",
-https://arxiv.org/abs/1512.00567. Neither has the auxiliary classifiers that helped to train it from scratch: they do not take part
-in a prediction.
+Szegedy et al. 2014, "Going deeper with convolutions", https://arxiv.org/abs/1409.4842, with batch
+norm and a 3x3 window where the paper has 5x5, as torchvision's weights have it; Szegedy et al.
+2015, "Rethinking the Inception architecture for computer vision", https://arxiv.org/abs/1512.00567.
+Neither has the auxiliary classifiers that helped to train it from scratch: they do not take part in
+a prediction.
 
-Layers have torchvision's module names and are what those modules return: Conv2d_4a_3x3 is the activation behind the ReLU, with
-Conv2d_4a_3x3.conv and Conv2d_4a_3x3.bn before it; inception3a, Mixed_6e, maxpool1, avgpool, fc (the logits). Poolings inside a
-block of Inception-V3 are no modules there; here they are Mixed_5b.avg_pool and Mixed_6a.max_pool, and the two halves of Mixed_7b
-and Mixed_7c that are joined inside are Mixed_7b.branch3x3 and Mixed_7b.branch3x3dbl.
+Layers have torchvision's module names and are what those modules return: Conv2d_4a_3x3 is the
+activation behind the ReLU, with Conv2d_4a_3x3.conv and Conv2d_4a_3x3.bn before it; inception3a,
+Mixed_6e, maxpool1, avgpool, fc (the logits). Poolings inside a block of Inception-V3 are no modules
+there; here they are Mixed_5b.avg_pool and Mixed_6a.max_pool, and the two halves of Mixed_7b and
+Mixed_7c that are joined inside are Mixed_7b.branch3x3 and Mixed_7b.branch3x3dbl.
 
 Example:
     >>> network = InceptionV3(num_classes=5)
@@ -25,7 +27,8 @@ import jax.numpy as jnp
 from jaxplain.models.network import Network, Pair, Taps, as_function, batch_norm, conv, dropout
 from jaxplain.models.pooling import adaptive_average_pool, average_pool, max_pool
 
-# Branches of a block: widths of the 1x1; of the 1x1 and 3x3; of the 1x1 and 3x3; of the 1x1 behind the pooling.
+# Branches of a block: widths of the 1x1; of the 1x1 and 3x3; of the 1x1 and 3x3; of the 1x1 behind
+# the pooling.
 GOOGLENET = {
     "inception3a": (64, (96, 128), (16, 32), 32),
     "inception3b": (128, (128, 192), (32, 96), 64),
@@ -94,6 +97,8 @@ class _Pass:
 class GoogLeNet(Network):
     """Nine blocks of four parallel branches."""
 
+    torch_only = ("aux1.", "aux2.")
+
     def forward(self, x: jax.Array, tap: Taps, train: bool) -> jax.Array:
         """Run the layers."""
         run = _Pass(tap, train)
@@ -117,7 +122,9 @@ class GoogLeNet(Network):
         return run.join(
             name,
             run.conv(x, f"{name}.branch1", plain, 1),
-            run.chain(x, name, ("branch2.0", middle[0], 1, 1, 0), ("branch2.1", middle[1], 3, 1, 1)),
+            run.chain(
+                x, name, ("branch2.0", middle[0], 1, 1, 0), ("branch2.1", middle[1], 3, 1, 1)
+            ),
             run.chain(x, name, ("branch3.0", wide[0], 1, 1, 0), ("branch3.1", wide[1], 3, 1, 1)),
             run.conv(pool, f"{name}.branch4.1", pooled, 1),
         )
@@ -125,6 +132,8 @@ class GoogLeNet(Network):
 
 class InceptionV3(Network):
     """Factorised convolutions in eleven blocks; native size 299."""
+
+    torch_only = ("AuxLogits.",)
 
     def forward(self, x: jax.Array, tap: Taps, train: bool) -> jax.Array:
         """Run the layers."""
@@ -139,7 +148,12 @@ class InceptionV3(Network):
         for name, pooled in (("Mixed_5b", 32), ("Mixed_5c", 64), ("Mixed_5d", 64)):
             x = self._square(run, x, name, pooled)
         x = self._shrink_to_17(run, x, "Mixed_6a")
-        for name, width in (("Mixed_6b", 128), ("Mixed_6c", 160), ("Mixed_6d", 160), ("Mixed_6e", 192)):
+        for name, width in (
+            ("Mixed_6b", 128),
+            ("Mixed_6c", 160),
+            ("Mixed_6d", 160),
+            ("Mixed_6e", 192),
+        ):
             x = self._factorised(run, x, name, width)
         x = self._shrink_to_8(run, x, "Mixed_7a")
         for name in ("Mixed_7b", "Mixed_7c"):
@@ -231,7 +245,9 @@ class InceptionV3(Network):
         plain = run.conv(x, f"{name}.branch1x1", 320, 1)
         single = run.conv(x, f"{name}.branch3x3_1", 384, 1)
         single = halves(single, "branch3x3", "branch3x3_2a", "branch3x3_2b")
-        double = run.chain(x, name, ("branch3x3dbl_1", 448, 1, 1, 0), ("branch3x3dbl_2", 384, 3, 1, 1))
+        double = run.chain(
+            x, name, ("branch3x3dbl_1", 448, 1, 1, 0), ("branch3x3dbl_2", 384, 3, 1, 1)
+        )
         double = halves(double, "branch3x3dbl", "branch3x3dbl_3a", "branch3x3dbl_3b")
         return run.join(name, plain, single, double, run.pooled(x, name, 192))
 

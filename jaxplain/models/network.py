@@ -1,9 +1,11 @@
-"""What the ported networks have in common: taps on every layer, explicit padding, two ways to call them.
+"""What the ported networks have in common: taps, explicit padding, two ways to call them.
 
 A network is a Flax Linen module: `network.init(key, images)` makes its variables, and
-`network.apply(variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": key})` trains it. Its parameters
-lie flat under the layer's name, `variables["params"]["layer1.0.conv1"]["kernel"]`, so that names in files, in the tree and in
-explanations are the same. Each network is also a plain function, `vgg16(params, images, gates=..., masks=...)`.
+`network.apply(variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": key})`
+trains it. Its parameters lie flat under the layer's name,
+`variables["params"]["layer1.0.conv1"]["kernel"]`, so that names in files, in the tree and in
+explanations are the same. Each network is also a plain function, `vgg16(params, images, gates=...,
+masks=...)`.
 """
 
 from collections.abc import Callable, Mapping
@@ -48,7 +50,9 @@ class Taps:
 
 
 def resized(mask: jax.Array, shape: Pair) -> jax.Array:
-    """Return a mask (..., h, w) at another size, bilinear and antialiased; at its own size it is returned as it is.
+    """Return a mask (..., h, w) at another size, bilinear and antialiased.
+
+    At its own size it is returned as it is.
 
     Example:
         >>> resized(jnp.ones((4, 4)), (2, 2)).tolist()
@@ -75,7 +79,7 @@ class Network(nn.Module):
     """Name of the last dense layer, and of the logits."""
 
     flattened: ClassVar[Mapping[str, Pair]] = {}
-    """Dense layers that read a flattened map -> its (height, width): weights of other libraries are channel-first."""
+    """Dense layers that read a flattened map -> its (height, width); torch has channels first."""
 
     @nn.compact
     def __call__(
@@ -91,15 +95,17 @@ class Network(nn.Module):
 
         Args:
             images: preprocessed pictures; any size that leaves the last pooling something to pool.
-            train: use and update the statistics of the batch, and drop units; needs `mutable=["batch_stats"]` where there is
-                batch norm and `rngs={"dropout": key}` where there is dropout.
+            train: use and update the statistics of the batch, and drop units; needs
+                `mutable=["batch_stats"]` where there is batch norm and `rngs={"dropout": key}`
+                where there is dropout.
             gates: layer name -> (K,) or (B, K) factors of its channels.
             masks: layer name or "input" -> (H, W) or (B, H, W) factors of its positions.
             resize_masks: bring each mask to the size of its layer first.
 
         Raises:
             TypeError: images that are not floats.
-            ValueError: images of the wrong rank or too small; a gate or mask of the wrong shape or for an unknown layer.
+            ValueError: images of the wrong rank or too small; a gate or mask of the wrong shape or
+                for an unknown layer.
         """
         images = check_images(images)
         taps = Taps(gates, masks, resize_masks=resize_masks)
@@ -111,15 +117,19 @@ class Network(nn.Module):
         """Run the layers."""
         raise NotImplementedError(f"{type(self).__name__} defines no layers")
 
+    torch_only: ClassVar[tuple[str, ...]] = ()
+    """Beginnings of the names of what torch's state dict has and this network does not."""
+
     def torch_names(self) -> dict[str, str]:
         """Return {our name of a layer with parameters: torchvision's}, for those that differ."""
         return {}
 
 
 def as_function(name: str, network: Network) -> Callable[..., jax.Array]:
-    """Return a network as a plain function `name(params, images, *, gates, masks, resize_masks) -> logits`.
+    """Return a network as a plain function of its parameters and images.
 
-    The number of classes is read off the parameters.
+    Its keywords are `gates`, `masks` and `resize_masks`. The number of classes is read off the
+    parameters.
     """
 
     def function(
@@ -142,17 +152,17 @@ def as_function(name: str, network: Network) -> Callable[..., jax.Array]:
         )
 
     function.__name__ = function.__qualname__ = name
-    function.__doc__ = f"""Return the logits (B, classes) of images (B, H, W, 3) under {name}, in inference mode.
+    function.__doc__ = f"""Return the logits (B, classes) of images (B, H, W, 3) under {name}, not in training.
 
     Args:
-        params: its variables, {{"params": ...}}, with {{"batch_stats": ...}} where there is batch norm.
+        params: its variables, {{"params": ...}}, and {{"batch_stats": ...}} if it has batch norm.
         images: preprocessed pictures.
         gates: layer name -> (K,) or (B, K) factors of its channels.
         masks: layer name or "input" -> (H, W) or (B, H, W) factors of its positions.
         resize_masks: bring each mask to the size of its layer first.
 
     Raises:
-        ValueError: a gate or mask of the wrong shape or for an unknown layer; images that are too small.
+        ValueError: a gate or mask of the wrong shape or for an unknown layer; too small images.
     """
     return function
 
@@ -168,7 +178,7 @@ def conv(
     bias: bool = True,
     init: Callable[..., jax.Array] = HE_NORMAL,
 ) -> jax.Array:
-    """Convolve (B, H, W, C) with `padding` zeros on both sides of each axis, as torch counts them."""
+    """Convolve (B, H, W, C) with `padding` zeros on both sides of each axis, as torch counts."""
     size, padding = pair(size), pair(padding)
     check_room(x, name, size, [(p, p) for p in padding])
     return nn.Conv(
@@ -183,10 +193,12 @@ def conv(
 
 
 def batch_norm(x: jax.Array, name: str, train: bool, *, epsilon: float = 1e-5) -> jax.Array:
-    """Normalise channels by running statistics, or by the batch's in training (then updated with momentum 0.9)."""
-    return nn.BatchNorm(
-        use_running_average=not train, momentum=0.9, epsilon=epsilon, name=name
-    )(x)
+    """Normalise channels by running statistics.
+
+    In training, by the batch's, which then move the running ones by a tenth (torch's momentum; torch
+    takes the unbiased variance for that, Flax the biased one).
+    """
+    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=epsilon, name=name)(x)
 
 
 def dropout(x: jax.Array, rate: float, train: bool) -> jax.Array:
@@ -204,6 +216,6 @@ def check_room(x: jax.Array, name: str, size: Pair, padding: list[Pair]) -> None
     for length, window, (low, high) in zip(x.shape[1:3], size, padding, strict=True):
         if length + low + high < window:
             raise ValueError(
-                f"images are too small: layer {name!r} gets {x.shape[1]}x{x.shape[2]} positions, its window is "
-                f"{size[0]}x{size[1]}"
+                f"images are too small: layer {name!r} gets {x.shape[1]}x{x.shape[2]} positions, "
+                f"its window is {size[0]}x{size[1]}"
             )

@@ -37,7 +37,9 @@ def max_pool(
         [1.0, 3.0, 4.0]
     """
     low, high = pair(padding)
-    pads = [(low, high + (_overhang(n, size, stride, low, high) if ceil else 0)) for n in x.shape[1:3]]
+    pads = [
+        (low, high + (_overhang(n, size, stride, low, high) if ceil else 0)) for n in x.shape[1:3]
+    ]
     check_room(x, name, (size, size), pads)
     return nn.max_pool(x, (size, size), strides=(stride, stride), padding=pads)
 
@@ -53,14 +55,17 @@ def _overhang(length: int, size: int, stride: int, low: int, high: int) -> int:
 def average_pool(
     x: Float[Array, "b h w c"], name: str, size: int, *, stride: int, padding: int = 0
 ) -> Float[Array, "b h2 w2 c"]:
-    """Return the means over windows of `size` x `size`; padding counts as zeros (torch's `count_include_pad`).
+    """Return the means over windows of `size` x `size`.
+
+    Padding counts as zeros: torch's `count_include_pad`.
 
     Raises:
         ValueError: the window does not fit.
 
     Example:
-        >>> average_pool(jnp.ones((1, 3, 3, 1)), "pool", 3, stride=1, padding=1)[0, 1, :, 0].round(3).tolist()
-        [0.667..., 1.0, 0.667...]
+        >>> means = average_pool(jnp.ones((1, 4, 4, 1)), "pool", 2, stride=2, padding=1)
+        >>> means[0, 1].ravel().tolist()
+        [0.5, 1.0, 0.5]
     """
     pads = [(padding, padding)] * 2
     check_room(x, name, (size, size), pads)
@@ -70,9 +75,9 @@ def average_pool(
 def adaptive_average_pool(x: Float[Array, "b h w c"], shape: Pair) -> Float[Array, "b h2 w2 c"]:
     """Return means over `shape` windows that cover the map, whatever its size.
 
-    Window i of n over a length m is [floor(i m / n), ceil((i + 1) m / n)), as torch's `AdaptiveAvgPool2d` has it. It is a
-    product with one matrix per axis, so that a rule which knows dense layers knows it too. At its own size the map is returned
-    as it is.
+    Window i of n over a length m is [floor(i m / n), ceil((i + 1) m / n)), as torch's
+    `AdaptiveAvgPool2d` has it. It is a product with one matrix per axis, so that a rule which knows
+    dense layers knows it too. At its own size the map is returned as it is.
 
     Example:
         >>> adaptive_average_pool(jnp.arange(3.0).reshape(1, 1, 3, 1), (1, 2))[0, 0, :, 0].tolist()
@@ -84,7 +89,9 @@ def adaptive_average_pool(x: Float[Array, "b h w c"], shape: Pair) -> Float[Arra
         if x.shape[axis] != size:
             windows = jnp.asarray(averaging_matrix(x.shape[axis], size), x.dtype)
             x = jnp.moveaxis(
-                jnp.tensordot(x, windows, axes=(axis, 1), precision=jax.lax.Precision.HIGHEST), -1, axis
+                jnp.tensordot(x, windows, axes=(axis, 1), precision=jax.lax.Precision.HIGHEST),
+                -1,
+                axis,
             )
     return x
 

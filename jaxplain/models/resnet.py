@@ -1,9 +1,11 @@
 """ResNet-18, 34, 50, 101 and 152.
 
-He et al. 2015, "Deep residual learning for image recognition", https://arxiv.org/abs/1512.03385, with torchvision's details: the
-stride of a bottleneck is at its 3x3 convolution ("v1.5"). Layers have torchvision's module names and are what those modules
-return: conv1, bn1, relu, maxpool, layer1.0.conv1 (before batch norm), layer1.0.bn1, layer1.0.relu, ..., layer1.0 (a block),
-layer1 (a stage), avgpool, fc (the logits). A block calls its one `relu` several times: layer1.0.relu, layer1.0.relu#1, ...
+He et al. 2015, "Deep residual learning for image recognition", https://arxiv.org/abs/1512.03385,
+with torchvision's details: the stride of a bottleneck is at its 3x3 convolution ("v1.5"). Layers
+have torchvision's module names and are what those modules return: conv1, bn1, relu, maxpool,
+layer1.0.conv1 (before batch norm), layer1.0.bn1, layer1.0.relu, ..., layer1.0 (a block), layer1 (a
+stage), avgpool, fc (the logits). A block calls its one `relu` several times: layer1.0.relu,
+layer1.0.relu#1, ...
 
 Example:
     >>> network = ResNet(depth=18, num_classes=5)
@@ -15,12 +17,17 @@ Example:
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from jaxplain.models.network import Network, Taps, as_function, batch_norm, conv
 from jaxplain.models.pooling import adaptive_average_pool, max_pool
 
-BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+BLOCKS = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
 WIDTHS = (64, 128, 256, 512)
 BOTTLENECK_FROM = 50
 
@@ -42,7 +49,9 @@ class ResNet(Network):
         x = tap(batch_norm(x, "bn1", train), "bn1")
         x = tap(nn.relu(x), "relu")
         x = tap(max_pool(x, "maxpool", 3, stride=2, padding=1), "maxpool")
-        for stage, (blocks, width) in enumerate(zip(BLOCKS[self.depth], WIDTHS, strict=True), start=1):
+        for stage, (blocks, width) in enumerate(
+            zip(BLOCKS[self.depth], WIDTHS, strict=True), start=1
+        ):
             for number in range(blocks):
                 stride = 2 if stage > 1 and number == 0 else 1
                 x = self._block(x, f"layer{stage}.{number}", width, stride, tap, train)
@@ -60,7 +69,9 @@ class ResNet(Network):
         else:
             plan = ((width, 3, stride), (width, 3, 1))
 
-        def conv_norm(x: jax.Array, conv_name: str, norm_name: str, features: int, size: int, step: int):
+        def conv_norm(
+            x: jax.Array, conv_name: str, norm_name: str, features: int, size: int, step: int
+        ):
             x = conv(x, conv_name, features, size, stride=step, padding=size // 2, bias=False)
             return tap(batch_norm(tap(x, conv_name), norm_name, train), norm_name)
 

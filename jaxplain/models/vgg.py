@@ -1,9 +1,9 @@
 """VGG-11, 13, 16 and 19, with and without batch norm.
 
 Simonyan and Zisserman 2014, "Very deep convolutional networks for large-scale image recognition",
-https://arxiv.org/abs/1409.1556, configurations A, B, D and E, with torchvision's details. Layers have Caffe's names: conv1_1 ...
-conv5_4 are activations behind the ReLU, pool1 ... pool5, avgpool (only images of other sizes than 224 are changed by it), fc6,
-fc7, logits.
+https://arxiv.org/abs/1409.1556, configurations A, B, D and E, with torchvision's details. Layers
+have Caffe's names: conv1_1 ... conv5_4 are activations behind the ReLU, pool1 ... pool5, avgpool
+(only images of other sizes than 224 are changed by it), fc6, fc7, logits.
 
 Example:
     >>> network = VGG(depth=11, num_classes=5)
@@ -17,7 +17,6 @@ from typing import ClassVar
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from jaxplain.models.network import Network, Taps, as_function, batch_norm, conv, dropout
 from jaxplain.models.pooling import adaptive_average_pool, max_pool
@@ -58,7 +57,7 @@ class VGG(Network):
         return dense_head(x, self.num_classes, tap, train)
 
     def torch_names(self) -> dict[str, str]:
-        """Return {our name: torchvision's}; theirs count every module of `features` and `classifier`."""
+        """Return {our name: torchvision's}, which numbers all modules of a sequence."""
         names, index = {}, 0
         for block, convolutions in enumerate(CONVOLUTIONS[self.depth], start=1):
             for number in range(1, convolutions + 1):

@@ -1,0 +1,188 @@
+"""Fills the variables of a network with tensors from elsewhere: all of them, or none.
+
+A `Plan` says for each variable which tensor fills it and how it is laid out there: `torch_plan` for
+state dicts of torchvision and timm, `own_plan` for our own files.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from jaxplain.models.network import Network
+from jaxplain.models.weights.tensors import Tensor, Tensors, aligned_empty
+
+# Where a variable lies: ("params", "conv1_1", "kernel").
+Path = tuple[str, ...]
+
+TORCH_LEAVES = {
+    "kernel": "weight",
+    "bias": "bias",
+    "scale": "weight",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+
+
+class Slot(NamedTuple):
+    """Where one variable comes from.
+
+    Attributes:
+        name: the tensor.
+        shape: the shape that it must have.
+        arrange: from rows of the tensor to the same columns of the variable, (..., rows); None where
+            the tensor is laid out as the variable is.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    arrange: Callable[[np.ndarray], np.ndarray] | None = None
+
+
+Plan = Mapping[Path, Slot]
+
+
+def variable_shapes(network: Network) -> dict[Path, tuple[int, ...]]:
+    """Return the shape of every variable of a network.
+
+    Example:
+        >>> from jaxplain.models.alexnet import AlexNet
+        >>> variable_shapes(AlexNet())["params", "conv1", "kernel"]
+        (11, 11, 3, 64)
+    """
+    images = jax.ShapeDtypeStruct((1, 299, 299, 3), jnp.float32)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), images)
+    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(shapes).items()}
+
+
+def own_plan(shapes: Mapping[Path, tuple[int, ...]]) -> dict[Path, Slot]:
+    """Return the plan of our own files: "params/conv1_1/kernel", laid out as here."""
+    return {path: Slot("/".join(path), shape) for path, shape in shapes.items()}
+
+
+def torch_plan(
+    network: Network, shapes: Mapping[Path, tuple[int, ...]], tensors: Tensors
+) -> dict[Path, Slot]:
+    """Return the plan of a torch state dict: OIHW convolutions, (out, in) dense layers.
+
+    A dense layer behind a flattened map reads channels first there and last here. timm's dense
+    layers of VGG are convolutions; either shape is taken.
+    """
+    renamed = network.torch_names()
+    plan = {}
+    for path, shape in shapes.items():
+        _, layer, leaf = path
+        name = f"{renamed.get(layer, layer)}.{TORCH_LEAVES[leaf]}"
+        if leaf != "kernel":
+            plan[path] = Slot(name, shape)
+        elif len(shape) == 4:
+            height, width, inputs, outputs = shape
+            plan[path] = Slot(name, (outputs, inputs, height, width), _channels_last)
+        else:
+            inputs, outputs = shape
+            height, width = network.flattened.get(layer, (1, 1))
+            unflattened = (outputs, inputs // (height * width), height, width)
+            convolutional = name in tensors and len(tensors[name].shape) == 4
+            source = unflattened if convolutional else (outputs, inputs)
+            plan[path] = Slot(name, source, _flattened(unflattened))
+    return plan
+
+
+def _channels_last(rows: np.ndarray) -> np.ndarray:
+    """(O, I, H, W) -> (H, W, I, O)."""
+    return rows.transpose(2, 3, 1, 0)
+
+
+def _flattened(shape: tuple[int, ...]) -> Callable[[np.ndarray], np.ndarray]:
+    """Return (O, C*H*W) -> (H*W*C, O)."""
+
+    def arrange(rows: np.ndarray) -> np.ndarray:
+        return _channels_last(rows.reshape(-1, *shape[1:])).reshape(-1, len(rows))
+
+    return arrange
+
+
+def fill(
+    plan: Plan,
+    shapes: Mapping[Path, tuple[int, ...]],
+    tensors: Tensors,
+    *,
+    source: str,
+    ignored: Callable[[str], bool] = lambda name: False,
+) -> dict[str, Any]:
+    """Return the variables of a network, float32, made of `tensors`.
+
+    They are read one after the other, in pieces, so that little more memory is needed than the
+    network itself takes.
+
+    Args:
+        plan: which tensor fills which variable.
+        shapes: the variables.
+        tensors: what there is.
+        source: what it is called in errors.
+        ignored: says of a name whether it may stay unused.
+
+    Raises:
+        ValueError: tensors are missing, left over, of the wrong shape, not numbers or not finite; all
+            of them are listed.
+    """
+    _check(plan, tensors, source, ignored)
+    variables, broken = {}, []
+    for path, slot in plan.items():
+        values = aligned_empty(shapes[path], np.dtype(np.float32))
+        if not _read(tensors[slot.name], slot, values):
+            broken.append(slot.name)
+        variables[path] = jax.device_put(values)
+    if broken:
+        raise ValueError(f"{source} holds NaN or infinity in: {_listed(broken)}")
+    return traverse_util.unflatten_dict(variables)
+
+
+def _read(tensor: Tensor, slot: Slot, values: np.ndarray) -> bool:
+    """Copy a tensor into its variable; say whether it is finite."""
+    finite = True
+    for rows, piece in tensor.pieces():
+        # A half-precision NaN stays one.
+        piece = np.asarray(piece, np.float32)
+        finite = finite and bool(np.isfinite(piece).all())
+        if slot.arrange is None:
+            values[rows] = piece
+        else:
+            values[..., rows] = slot.arrange(piece)
+    return finite
+
+
+def _check(plan: Plan, tensors: Tensors, source: str, ignored: Callable[[str], bool]) -> None:
+    """Raise ValueError listing everything that does not fit."""
+    wanted = {slot.name: slot for slot in plan.values()}
+    missing = [name for name in wanted if name not in tensors]
+    extra = [name for name in tensors if name not in wanted and not ignored(name)]
+    misshaped = [
+        f"{name} {tuple(tensors[name].shape)}, expected {slot.shape}"
+        for name, slot in wanted.items()
+        if name in tensors and tuple(tensors[name].shape) != slot.shape
+    ]
+    strange = [
+        f"{name} {tensors[name].dtype}"
+        for name in wanted
+        if name in tensors and not jnp.issubdtype(tensors[name].dtype, jnp.floating)
+    ]
+    problems = [
+        f"{len(names)} {what}: {_listed(names)}"
+        for what, names in (
+            ("missing", missing),
+            ("not of this network", extra),
+            ("of another shape", misshaped),
+            ("not floating point", strange),
+        )
+        if names
+    ]
+    if problems:
+        raise ValueError(f"{source} does not fit the network: {'; '.join(problems)}")
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names)
