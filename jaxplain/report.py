@@ -336,6 +336,8 @@ def _case(
 def _explained(
     explained: Explained, case: Case, section: Section, entries: Mapping[str, MethodEntry]
 ) -> dict[str, Any]:
+    if not 0 <= explained.target < len(case.probabilities):
+        raise ValueError(f"target is {explained.target}; expected a class, 0 to {len(case.probabilities) - 1}")
     maps = {}
     for name, heatmap in explained.heatmaps.items():
         if name not in entries:

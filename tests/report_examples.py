@@ -1,0 +1,66 @@
+"""A small report with everything in it, for the tests of the page."""
+
+import numpy as np
+
+from jaxplain.report import Case, Explained, Interval, MethodEntry, Report, Scores, Section
+
+PAYLOADS = (
+    "<script>document.title='stolen'</script>",
+    "\"><img src=x onerror=\"document.title='stolen'\">",
+    "</style></script><b>bold</b>",
+    "{{ 7 * 7 }}{% raw %}",
+    "javascript:alert(1)&amp;<!--",
+)
+
+
+def example(*, names=("rose", "tulip", "lily"), picture="first.png", title="What did it look at?", notes=None):
+    """Two networks, two pictures each, three methods and a yardstick."""
+    random = np.random.default_rng(0)
+    methods = [
+        MethodEntry("gradient", "Gradient", family="gradients", reference="Someone 2014", seconds=0.01),
+        MethodEntry(
+            "lrp_epsilon_plus",
+            "LRP EpsilonPlus",
+            signed=True,
+            family="relevance",
+            seconds=1.5,
+            compile_seconds=0.4,
+            audit=[{"layer": "conv1", "kind": "conv", "rule": "z+", "shape": "1x8x8x4"}],
+        ),
+        MethodEntry("mine", "Mine", family="my own", summary="Says what it likes."),
+        MethodEntry("noise", "Noise", baseline=True),
+    ]
+    explained = [method.name for method in methods if not method.baseline]
+    thresholds = np.linspace(0, 1, 5)
+    scores = Scores(
+        images=24,
+        metrics={"iou_area": {method.name: Interval(0.4, 0.35, 0.45) for method in methods}},
+        thresholds=thresholds,
+        curves={method.name: np.sin(3 * thresholds) for method in methods},
+        by_class={name: {"gradient": 0.5} for name in names},
+    )
+
+    def case(number, mask):
+        return Case(
+            name=picture if number == 0 else f"picture {number}",
+            picture=random.integers(0, 256, (40, 60, 3), np.uint8),
+            probabilities=np.float32([0.7, 0.2999, 0.0001]),
+            explained=[
+                Explained(target, {n: random.normal(size=(20, 30)) for n in explained}, notes or {"mine": "gap 1 %"})
+                for target in (0, 1)
+            ],
+            truth=number,
+            mask=mask,
+        )
+
+    mask = np.zeros((20, 30), bool)
+    mask[5:12, 10:20] = True
+    return Report(
+        title,
+        "Three methods and a yardstick.",
+        [
+            Section("Flowers", "Known evidence.", names, methods, [case(0, mask), case(1, mask)], {"Accuracy": "98 %"}, scores),
+            Section("Others", "None.", names, methods, [case(0, None)], skipped={"CAM": "no global average"}),
+        ],
+        {"jaxplain": "0.1.0", "Seed": "0"},
+    )

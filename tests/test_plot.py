@@ -1,0 +1,121 @@
+"""Colours, overlays and figures."""
+
+import numpy as np
+import pytest
+
+from jaxplain import plot
+
+RAMP = np.linspace(-1, 1, 9, dtype=np.float32)[None]
+
+
+def test_the_sequential_colours_grow_lighter_from_level_to_level():
+    luma = plot.palette(signed=False).astype(float) @ [0.2126, 0.7152, 0.0722]
+    assert (np.diff(luma[::8]) > 0).all()
+
+
+def test_the_diverging_colours_are_lightest_and_greyest_at_zero():
+    colours = plot.palette(signed=True, size=257).astype(float)
+    spread = np.ptp(colours, axis=1)
+    assert spread.argmin() == pytest.approx(128, abs=2)
+    assert colours.sum(1).argmax() == pytest.approx(128, abs=2)
+
+
+def test_signed_maps_are_centred_on_zero_whatever_their_range():
+    rgb = plot.heatmap_rgb(np.array([[0.0, 5.0, -1.0]]), signed=True, percentile=100).astype(int)
+    red, blue = rgb[0, 1], rgb[0, 2]
+    assert np.ptp(rgb[0, 0]) <= 2
+    assert red[0] > red[2]
+    assert blue[2] > blue[0]
+
+
+def test_negative_values_of_unsigned_maps_count_as_zero():
+    rgb = plot.heatmap_rgb(np.array([[-3.0, 0.0, 1.0]]))
+    assert (rgb[0, 0] == rgb[0, 1]).all()
+
+
+def test_the_scale_is_the_percentile_of_absolute_values():
+    values = np.zeros((10, 100))
+    values.flat[:200] = -np.arange(200)
+    assert plot.scale(values) == pytest.approx(np.percentile(np.abs(values), 99.5), rel=1e-5)
+    assert plot.scale(values, percentile=100) == 199
+
+
+def test_a_map_of_a_few_pixels_is_scaled_by_its_maximum():
+    values = np.zeros((100, 100))
+    values[3, 4] = 7
+    assert plot.levels(values, signed=False)[3, 4] == 1
+
+
+def test_a_map_of_zeros_is_drawn_as_zeros():
+    assert not plot.levels(np.zeros((4, 4)), signed=True).any()
+    picture = np.full((4, 4, 3), 90, np.uint8)
+    assert (plot.overlay(picture, np.zeros((4, 4))) == 90).all()
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("factor", [1e-30, 1e30])
+def test_colours_do_not_depend_on_the_unit_of_the_map(signed, factor):
+    values = np.random.default_rng(0).normal(size=(8, 8))
+    expected = plot.heatmap_rgb(values, signed=signed)
+    assert (np.abs(plot.heatmap_rgb(values * factor, signed=signed).astype(int) - expected) <= 3).all()
+
+
+def test_overlays_have_the_picture_s_size_and_the_map_s_colour_where_it_is_strongest():
+    picture = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    heatmap = np.zeros((10, 15))
+    heatmap[:, :5] = 1
+    drawn = plot.overlay(picture, heatmap, strength=1)
+    assert drawn.shape == picture.shape
+    assert (drawn[:, 0] == plot.palette(signed=False)[-1]).all()
+    assert (np.ptp(drawn[:, -1].astype(int), axis=1) == 0).all(), "far from the map the picture is grey"
+
+
+@pytest.mark.parametrize("picture", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.uint8)])
+def test_overlays_take_grey_pictures_and_colours(picture):
+    assert plot.overlay(picture, np.ones((2, 2)), signed=True).shape == (4, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: plot.scale(np.zeros((2, 2, 2))), ValueError, r"\(2, 2, 2\)"),
+        (lambda: plot.scale(np.array([[np.nan, np.inf]])), ValueError, "2 values"),
+        (lambda: plot.scale(np.zeros((0, 2))), ValueError, r"\(0, 2\)"),
+        (lambda: plot.scale(RAMP, percentile=0), ValueError, "percentile is 0"),
+        (lambda: plot.overlay(np.zeros((2, 2), np.uint8), RAMP, strength=2), ValueError, "strength is 2"),
+        (lambda: plot.iou_curves({}, [0, 1]), ValueError, "curves is empty"),
+        (lambda: plot.iou_curves({"a": [1, 2, 3]}, [0, 1]), ValueError, r"curves\['a'\] has shape \(3,\)"),
+        (lambda: plot.grid([], {}), ValueError, "pictures is empty"),
+        (lambda: plot.grid([np.zeros((2, 2), np.uint8)], {"a": np.ones((2, 2, 2))}), ValueError, "one map a picture"),
+        (lambda: plot.grid([np.zeros((2, 2), np.uint8)], {}, signed=["b"]), ValueError, "'b'"),
+        (lambda: plot.grid([np.zeros((2, 2), np.uint8)], {}, titles=["x", "y"]), ValueError, "titles has 2"),
+    ],
+)
+def test_bad_input_is_refused_by_name(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_curve_charts_show_the_area_that_the_trapezoid_rule_gives():
+    thresholds = np.array([0.0, 0.5, 1.0])
+    figure = plot.iou_curves(
+        {"a": [0, 1, 0], "b": [1, 1, 1]}, thresholds, bands={"a": ([0, 0.8, 0], [0, 1, 0.2])}
+    )
+    titles = [axis.get_title(loc="left") for axis in figure.axes]
+    assert titles == ["a  0.50", "b  1.00"]
+
+
+def test_figures_are_drawn_once_by_notebooks():
+    import matplotlib.pyplot as plt
+
+    figure = plot.show(np.zeros((6, 6), np.uint8), np.ones((3, 3)), signed=True, title="Grad-CAM")
+    assert plt.get_fignums() == []
+    assert "Grad-CAM" in [axis.get_title() for axis in figure.axes]
+
+
+def test_grids_have_a_row_a_picture_and_a_bar_for_each_kind_of_map():
+    pictures = [np.zeros((6, 6), np.uint8)] * 3
+    figure = plot.grid(
+        pictures, {"plain": np.ones((3, 2, 2)), "signed": -np.ones((3, 2, 2))}, signed=["signed"], titles="abc"
+    )
+    assert len(figure.axes) == 3 * 3 + 2

@@ -1,0 +1,213 @@
+"""The page: complete, self-contained, escaped, and written whole."""
+
+import base64
+import dataclasses
+import io
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+from report_examples import PAYLOADS, example
+
+from jaxplain import plot
+from jaxplain.methods import METHODS
+from jaxplain.report import Explained, Report, Section, read_glossary, render_report, write_report
+
+VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
+
+
+class Page(HTMLParser):
+    """Elements of a page with their attributes and text, checking that they nest."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.open, self.text = [], [], {}
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        tag = self.open[-1] if self.open else ""
+        self.text.setdefault(tag, []).append(data)
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def text():
+    return render_report(example())
+
+
+@pytest.fixture(scope="module")
+def page(text):
+    return Page(text)
+
+
+def test_the_page_holds_no_address_but_its_own_data(page):
+    for tag, attributes in page.elements:
+        for name in ("src", "href", "srcset", "data", "action", "poster"):
+            if name in attributes:
+                assert attributes[name].startswith(("data:", "#")), (tag, name)
+
+
+def test_styles_point_nowhere(text):
+    addresses = re.findall(r"url\(\s*[\"']?([^)\"']*)", text)
+    assert addresses
+    assert all(address.startswith("data:image/") for address in addresses)
+    assert "@import" not in text
+
+
+def test_the_policy_allows_this_style_and_script_and_nothing_else(page):
+    (policy,) = [m["content"] for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy"]
+    import hashlib
+
+    for tag in ("style", "script"):
+        (body,) = page.text[tag]
+        digest = base64.b64encode(hashlib.sha256(body.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+    assert policy.startswith("default-src 'none'")
+    assert "unsafe" not in policy
+
+
+def test_no_attribute_runs_or_styles(page):
+    for tag, attributes in page.elements:
+        assert not any(name == "style" or name.startswith("on") for name in attributes), tag
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_names_of_classes_files_and_notes_stay_text(payload):
+    plain = Page(render_report(example()))
+    page = Page(render_report(example(names=[f"{payload}{n}" for n in range(3)], picture=payload, title=payload, notes={"mine": payload})))
+    assert [tag for tag, _ in page.elements] == [tag for tag, _ in plain.elements], "no element came or went"
+    assert payload in "".join(page.text["h4"])
+    assert payload in "".join(page.text["h5"])
+    assert page.text["title"] == [payload]
+    assert any(payload in attributes.get("alt", "") for attributes in page.all("img"))
+
+
+def test_every_picture_says_what_it_shows_and_can_be_decoded(page):
+    images = page.all("img")
+    assert len(images) > 20
+    for attributes in images:
+        assert attributes["alt"].strip()
+        decode(attributes["src"])
+
+
+def test_ids_are_unique_and_every_reference_finds_one(page):
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for _, attributes in page.elements:
+        if attributes.get("href", "").startswith("#"):
+            assert attributes["href"][1:] in ids
+        for name in ("aria-labelledby", "for"):
+            assert set(attributes.get(name, "").split()) <= set(ids)
+
+
+def test_tables_have_captions_and_scoped_heads(page):
+    assert len(page.all("caption")) == len(page.all("table"))
+    assert all(head.get("scope") in ("col", "row") for head in page.all("th"))
+
+
+def test_every_map_of_every_target_is_there(page):
+    maps = [attributes["data-method"] for attributes in page.all("li") if "data-method" in attributes]
+    assert sorted(set(maps)) == ["gradient", "lrp_epsilon_plus", "mine"]
+    assert len(maps) == 3 * (2 + 2 + 2)
+
+
+def test_the_share_inside_the_evidence_is_that_of_the_positive_values():
+    report = example()
+    section = report.sections[0]
+    heatmap = np.full((20, 30), -1.0)
+    heatmap[6, 12], heatmap[0, 0] = 3, 1
+    case = dataclasses.replace(section.cases[0], explained=[Explained(0, {"gradient": heatmap})])
+    text = render_report(Report("t", "", [dataclasses.replace(section, cases=[case])]))
+    assert "75 % of it inside the known evidence" in text
+    assert "strongest in the upper centre" in text
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_maps_keep_their_values_to_the_number_of_shades(signed):
+    report = example()
+    section = report.sections[0]
+    method = dataclasses.replace(section.methods[0], signed=signed)
+    heatmap = np.linspace(-1, 1, 200).reshape(10, 20)
+    case = dataclasses.replace(section.cases[0], mask=None, explained=[Explained(0, {"gradient": heatmap})])
+    page = Page(render_report(Report("t", "", [Section("s", "", "abc", [method], [case])])))
+    (source,) = [a["src"] for a in page.all("img") if a["alt"].startswith("Gradient for")]
+    shown = np.asarray(decode(source).convert("RGBA")).astype(int)
+    wanted = plot.heatmap_rgb(heatmap, signed=signed).astype(int)
+    visible = shown[..., 3] > 0
+    assert np.abs(shown[..., :3] - wanted)[visible].mean() < 3
+    assert (visible == (heatmap > 0.03)).mean() > 0.95 or signed
+    if signed:
+        assert shown[0, 0, 2] > shown[0, 0, 0], "the lowest is blue"
+        assert shown[-1, -1, 0] > shown[-1, -1, 2], "the highest is red"
+
+
+def test_audits_skipped_methods_versions_and_curves_are_told(text):
+    for expected in ("conv1", "z+", "no global average", "0.1.0", "24 held-out pictures", "IoU area by class"):
+        assert expected in text
+
+
+def test_a_yardstick_stands_in_the_table_but_has_no_map(page):
+    assert "Noise" in "".join(page.text["th"])
+    assert not any("Noise" in attributes["alt"] for attributes in page.all("img"))
+
+
+def test_the_same_report_gives_the_same_bytes(text):
+    assert render_report(example()) == text
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"heatmaps": {"gradient": np.full((4, 4), np.nan)}}, ValueError, "16 values that are not finite"),
+        ({"heatmaps": {"gradint": np.ones((4, 4))}}, ValueError, "unknown method 'gradint'; nearest: gradient"),
+        ({"target": 9}, ValueError, "target is 9"),
+    ],
+)
+def test_a_report_that_makes_no_sense_is_refused_and_the_old_file_kept(tmp_path, change, error, message):
+    path = tmp_path / "report.html"
+    path.write_text("old")
+    report = example()
+    section = report.sections[0]
+    explained = dataclasses.replace(Explained(0, {}), **change)
+    case = dataclasses.replace(section.cases[0], explained=[explained])
+    with pytest.raises(error, match=message):
+        write_report(path, Report("t", "", [dataclasses.replace(section, cases=[case])]))
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_a_report_makes_its_folder_and_replaces_an_older_one(tmp_path):
+    path = tmp_path / "new" / "report.html"
+    for title in ("one", "two"):
+        assert write_report(path, example(title=title)) == path
+    assert "<title>two</title>" in path.read_text(encoding="utf-8")
+    assert [p.name for p in path.parent.iterdir()] == ["report.html"]
+
+
+def test_every_method_is_explained_to_strangers_and_the_glossary_has_no_others():
+    glossary = read_glossary()
+    assert set(glossary["methods"]) <= set(METHODS)
+    for name, method in METHODS.items():
+        assert len(glossary["methods"].get(name, method.summary)) > 20
+        assert method.function.__module__.rpartition(".")[2] in glossary["families"]
+
+
+def decode(source):
+    """The picture of a data URI."""
+    return Image.open(io.BytesIO(base64.b64decode(source.partition("base64,")[2])))
