@@ -30,12 +30,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
+from jaxplain.data import SPLITS
 from jaxplain.data.backdrop import backdrop
 from jaxplain.data.canvas import Canvas, Colour, hsv
 from jaxplain.data.plant import Colours, grow, paint
 from jaxplain.names import unknown
-
-SPLITS = ("train", "validation", "test")
 
 SMALLEST, LARGEST = 32, 2048
 """Sides in pixels between which a flower can be rendered."""
@@ -347,7 +346,7 @@ def _clutter_colour(random: np.random.Generator) -> Colour:
 def _photograph(random: np.random.Generator, scene: np.ndarray, light: float) -> np.ndarray:
     """Lights the scene (S, S, 3) from one side, tints it, adds noise and rounds to uint8."""
     size = len(scene)
-    exposure, fall = np.float32(random.uniform((0.84, 0.0), (1.1, 0.16)))
+    exposure, fall = random.uniform((0.84, 0.0), (1.1, 0.16)).astype(np.float32)
     tint = random.uniform(0.96, 1.04, 3).astype(np.float32)
     axis = np.linspace(-1, 1, size, dtype=np.float32)
     side, above = np.float32(np.sin(light)), np.float32(np.cos(light))

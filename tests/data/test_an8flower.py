@@ -151,7 +151,7 @@ def test_class_colours_stand_outside_the_flower_too_whatever_the_class():
 
 @pytest.mark.parametrize(("size", "tolerance"), [(32, 0.4), (57, 0.25), (112, 0.12), (224, 0.06)])
 def test_every_size_shows_the_same_part(size, tolerance):
-    """The mask's share of the picture; a sample on an outline counts as inside, hence no equality."""
+    """Shares of the picture: a sample on an outline counts as inside, hence not quite equal."""
     large = dataset_arrays("double_12c", "train", 12, size=448).masks.mean(axis=(1, 2))
     small = dataset_arrays("double_12c", "train", 12, size=size).masks.mean(axis=(1, 2))
     np.testing.assert_allclose(small, large, rtol=tolerance)
