@@ -6,7 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check format doctest notebooks bench wheel-test clean-env
+.PHONY: help env demo test check format doctest notebooks docs bench wheel-test clean-env
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -47,6 +47,9 @@ notebooks: $(STAMP) ## execute every notebook
 	@for notebook in $(wildcard notebooks/*.ipynb); do \
 	  PYTHONWARNINGS=ignore $(BIN)/jupyter execute --timeout=600 $$notebook || exit 1; \
 	done
+
+docs: $(STAMP) ## write the generated parts of README.md and docs/
+	@$(BIN)/python docs/write.py
 
 bench: $(STAMP) ## quick benchmarks, a line a figure
 	@status=0; for script in benchmarks/*.py; do \
