@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 
@@ -15,11 +16,12 @@ def centre_map(height: int, width: int) -> Float[Array, "{height} {width}"]:
         >>> centre_map(1, 5).tolist()
         [[0.0, 0.5, 1.0, 0.5, 0.0]]
     """
-    rows = jnp.arange(height) - (height - 1) / 2
-    columns = jnp.arange(width) - (width - 1) / 2
-    distance = jnp.hypot(rows[:, None], columns[None, :])
+    rows = np.arange(height) - (height - 1) / 2
+    columns = np.arange(width) - (width - 1) / 2
+    distance = np.hypot(rows[:, None], columns[None, :])
     near, far = distance.min(), distance.max()
-    return jnp.where(far > near, (far - distance) / jnp.where(far > near, far - near, 1), 1)
+    cone = (far - distance) / (far - near) if far > near else np.ones_like(distance)
+    return jnp.asarray(cone, jnp.float32)
 
 
 def random_maps(

@@ -127,7 +127,7 @@ def _class_means(
     values: jax.Array,
     labels: jax.Array,
     key: jax.Array,
-    confidence: jax.Array | float,
+    confidence: float | jax.Array,
     num_classes: int,
     resamples: int,
     accelerated: bool,
@@ -143,52 +143,36 @@ def _class_means(
     sizes = per_class(jnp.ones_like(labels))
     starts = jnp.cumsum(sizes) - sizes
 
-    def means(drawn: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def means(drawn: jax.Array) -> jax.Array:
         each = per_class(jnp.where(undefined, 0, drawn)) / counts
         total = jnp.sum(jnp.where(counts > 0, each, 0))
-        return total / jnp.sum(counts > 0), each
+        return jnp.append(each, total / jnp.sum(counts > 0))
 
-    def resample(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        place = jax.random.randint(key, values.shape, 0, jnp.maximum(counts, 1)[labels])
+    def resample(key: jax.Array) -> jax.Array:
+        # Rounding could reach the count itself, hence the minimum; its bias is below count / 2²³.
+        place = jax.random.uniform(key, values.shape) * counts[labels]
+        place = jnp.minimum(place.astype(jnp.int32), counts[labels] - 1)
         return means(values[starts[labels] + place])
 
     keys = jax.random.split(key, resamples)
     at_once = max(1, min(resamples, DRAWN_AT_ONCE // max(values.size, 1)))
-    drawn_mean, drawn_class = lax.map(resample, keys, batch_size=at_once)
-    mean, each = means(values)
-
-    influence = jnp.where(undefined, 0, (values - each[labels]) / counts[labels])
-    tail = (1 - confidence) / 2
-    interval = functools.partial(_interval, tail=tail, accelerated=accelerated)
-    whole = interval(mean, drawn_mean, jnp.sum(influence**2), jnp.sum(influence**3))
-    single = jax.vmap(interval, (0, 1, 0, 0))(
-        each, drawn_class, per_class(influence**2), per_class(influence**3)
-    )
-    known = counts > 1
-    single = Interval(
-        each, jnp.where(known, single.low, jnp.nan), jnp.where(known, single.high, jnp.nan)
-    )
-    return ClassMeans(whole, single, counts)
-
-
-def _interval(
-    value: jax.Array,
-    drawn: jax.Array,
-    squares: jax.Array,
-    cubes: jax.Array,
-    *,
-    tail: jax.Array,
-    accelerated: bool,
-) -> Interval:
-    """Bound `value` by its resampled twins `drawn` (R,); the sums are of its influences' powers."""
-    levels = jnp.stack([tail, 1 - tail])
+    drawn = lax.map(resample, keys, batch_size=at_once)
+    value = means(values)
+    levels = jnp.array([(1 - confidence) / 2, (1 + confidence) / 2])
     if accelerated:
-        below = jnp.mean(drawn < value) + jnp.mean(drawn == value) / 2
-        # Kept off 0 and 1, where the correction would be infinite.
-        margin = 0.5 / drawn.size
-        correction = ndtri(jnp.clip(below, margin, 1 - margin))
+        influence = jnp.where(undefined, 0, (values - value[labels]) / counts[labels])
+        squares = jnp.append(per_class(influence**2), jnp.sum(influence**2))
+        cubes = jnp.append(per_class(influence**3), jnp.sum(influence**3))
         acceleration = cubes / jnp.where(squares > 0, 6 * squares**1.5, 1)
-        shifted = correction + ndtri(levels)
-        levels = ndtr(correction + shifted / (1 - acceleration * shifted))
-    low, high = jnp.quantile(drawn, levels)
-    return Interval(value, low, high)
+        below = jnp.mean(drawn < value[None], 0) + jnp.mean(drawn == value[None], 0) / 2
+        # Kept off 0 and 1, where the correction would be infinite.
+        margin = 0.5 / resamples
+        correction = ndtri(jnp.clip(below, margin, 1 - margin))
+        shifted = correction[None] + ndtri(levels)[:, None]
+        levels = ndtr(correction[None] + shifted / (1 - acceleration[None] * shifted))
+    else:
+        levels = jnp.broadcast_to(levels[:, None], (2, value.size))
+    bounds = jax.vmap(jnp.quantile, (1, 1), 1)(drawn, levels)
+    bounds = jnp.where(jnp.append(counts > 1, True)[None], bounds, jnp.nan)
+    whole, single = ((value[at], bounds[0, at], bounds[1, at]) for at in (-1, slice(num_classes)))
+    return ClassMeans(Interval(*whole), Interval(*single), counts)

@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from jaxplain.evaluation.normalize import CHUNK, check_pair, widen
+from jaxplain.evaluation.normalize import CHUNK, check_pair, shrink, widen
 
 
 def energy_inside(
@@ -48,8 +48,7 @@ def _shares(heatmaps: jax.Array, masks: jax.Array) -> jax.Array:
         heatmap, mask = image
         positive = jnp.maximum(widen(heatmap), 0)
         top = positive.max()
-        # By its maximum first, so that the sum of huge values stays finite.
-        positive = positive / jnp.where(top > 0, top, 1)
+        positive = positive * shrink(top)
         inside = jnp.sum(jnp.where(mask, positive, 0))
         outside = jnp.sum(jnp.where(mask, 0, positive))
         defined = (top > 0) & mask.any() & jnp.isfinite(heatmap).all()

@@ -37,11 +37,10 @@ def min_max(heatmaps: Float[Array, "*n h w"]) -> Float[Array, "*n h w"]:
     maps = widen(heatmaps)
     low = jnp.min(maps, (-2, -1), keepdims=True)
     high = jnp.max(maps, (-2, -1), keepdims=True)
-    # Halved (exactly), so that the range of a map that spans the float range does not overflow.
-    span = high / 2 - low / 2
-    scaled = (maps / 2 - low / 2) / jnp.where(span > 0, span, 1)
-    # Said outright: a GPU's division need not round to the nearest float, and the top threshold
-    # asks for exactly 1.
+    factor = shrink(jnp.maximum(-low, high))
+    span = high * factor - low * factor
+    scaled = (maps * factor - low * factor) / jnp.where(span > 0, span, 1)
+    # Said outright: XLA may divide by way of the reciprocal, and the top threshold asks for 1.
     scaled = jnp.where((maps == high) & (span > 0), 1, scaled)
     return jnp.where(finite(maps)[..., None, None], scaled, jnp.nan)
 
@@ -74,6 +73,22 @@ def widen(heatmaps: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         dtype('float32')
     """
     return heatmaps.astype(jnp.promote_types(heatmaps.dtype, jnp.float32))
+
+
+def shrink(largest: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Return the power of two that keeps sums, ranges and reciprocals of a map's values finite.
+
+    Multiplying by it is exact. It is data, not a constant, because the compiler moves constant
+    factors out of differences: a/4 − b/4 becomes (a − b)/4 and overflows again.
+
+    Args:
+        largest: the largest magnitude of each map.
+
+    Example:
+        >>> (3e38 * shrink(jnp.array(3e38)) + 3e38 * shrink(jnp.array(3e38))).item() < 1e20
+        True
+    """
+    return jnp.where(largest > 1, 2.0**-64, 1.0).astype(largest.dtype)
 
 
 def check_pair(heatmaps: object, masks: object) -> tuple[jax.Array, jax.Array]:

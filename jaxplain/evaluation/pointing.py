@@ -65,7 +65,7 @@ def pointing_game(
     Example:
         >>> mask = jnp.zeros((1, 1, 32), bool).at[0, 0, 0].set(True)
         >>> peaks = jnp.eye(32)[jnp.array([0, 14, 15]), None]  # at these distances from the mask
-        >>> pointing_game(peaks, jnp.repeat(mask, 3, 0), tolerance=15).tolist()
+        >>> pointing_game(peaks, jnp.repeat(mask, 3, 0), tolerance=15.0).tolist()
         [1.0, 1.0, 0.0]
     """
     maps, truth = check_pair(heatmaps, masks)
