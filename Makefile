@@ -32,9 +32,11 @@ test: $(STAMP) ## run all tests and doctests
 	@$(BIN)/python -m pytest -q -n $(JOBS)
 
 check: $(STAMP) ## formatting, lint and types
-	@$(BIN)/ruff format --check .
-	@$(BIN)/ruff check .
-	@$(BIN)/pyright
+	@status=0; \
+	$(BIN)/ruff format --check . || status=1; \
+	$(BIN)/ruff check . || status=1; \
+	$(BIN)/pyright || status=1; \
+	exit $$status
 
 format: $(STAMP) ## let ruff format and repair
 	@$(BIN)/ruff check --fix-only .
