@@ -1,6 +1,6 @@
 """Measures of explanations against known evidence, and the table that compares methods.
 
-- `mask_iou_curves`: IoU of thresholded maps with the mask, its curve and area.
+- `mask_iou`: IoU of thresholded maps with the mask, its curve and area.
 - `pointing_game`: does the maximum lie on the evidence?
 - `energy_inside`: the share of a map inside the mask.
 - `class_means`: means per class and over classes, with bootstrap intervals.
@@ -10,20 +10,29 @@
 from jaxplain.evaluation.baselines import centre_map, random_maps
 from jaxplain.evaluation.bootstrap import ClassMeans, Interval, class_means
 from jaxplain.evaluation.energy import energy_inside
-from jaxplain.evaluation.mask_iou import THRESHOLDS, MaskIou, area_under, mask_iou_curves
+from jaxplain.evaluation.mask_iou import THRESHOLDS, MaskIou, area_under, mask_iou
 from jaxplain.evaluation.normalize import min_max
 from jaxplain.evaluation.pointing import pointing_game, scaled_tolerance
+from jaxplain.evaluation.results import METRICS, Estimate, Evaluation, MethodResult, Metric, Score
+from jaxplain.evaluation.run import evaluate
 
 __all__ = [
+    "METRICS",
     "THRESHOLDS",
     "ClassMeans",
+    "Estimate",
+    "Evaluation",
     "Interval",
     "MaskIou",
+    "MethodResult",
+    "Metric",
+    "Score",
     "area_under",
     "centre_map",
     "class_means",
     "energy_inside",
-    "mask_iou_curves",
+    "evaluate",
+    "mask_iou",
     "min_max",
     "pointing_game",
     "random_maps",

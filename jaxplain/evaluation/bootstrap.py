@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jax.scipy.special import ndtr, ndtri
 from jaxtyping import Array, Float, Int
 
@@ -105,7 +106,7 @@ def class_means(
         raise ValueError(f"confidence is {confidence}, expected a number between 0 and 1")
     if kind not in ("bca", "percentile"):
         raise ValueError(f"kind is {kind!r}, expected 'bca' or 'percentile'")
-    if not isinstance(labels, jax.core.Tracer):
+    if not isinstance(labels, Tracer):
         outside = np.setdiff1d(np.asarray(labels), np.arange(num_classes))
         if outside.size:
             raise ValueError(

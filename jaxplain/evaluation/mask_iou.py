@@ -54,7 +54,7 @@ class MaskIou(NamedTuple):
         return _mean_of_defined(self.areas)
 
 
-def mask_iou_curves(
+def mask_iou(
     heatmaps: Float[Array | np.ndarray, "n h w"],
     masks: Bool[Array | np.ndarray, "n h w"],
     *,
@@ -81,7 +81,7 @@ def mask_iou_curves(
 
     Example:
         >>> mask = jnp.zeros((1, 4, 4), bool).at[:, :2].set(True)
-        >>> result = mask_iou_curves(mask.astype(float), mask, thresholds=(0.0, 0.5, 1.0))
+        >>> result = mask_iou(mask.astype(float), mask, thresholds=(0.0, 0.5, 1.0))
         >>> result.curves.tolist(), result.areas.tolist()
         ([[0.5, 1.0, 1.0]], [0.875])
     """

@@ -42,7 +42,7 @@ def pointing_game(
     heatmaps: Float[Array | np.ndarray, "n h w"],
     masks: Bool[Array | np.ndarray, "n h w"],
     *,
-    tolerance: float | None = None,
+    tolerance: float | int | None = None,
 ) -> Float[Array, " n"]:
     """Score each image 1 for a hit and 0 for a miss, or the share of hits among tied maxima.
 
@@ -70,7 +70,7 @@ def pointing_game(
     """
     maps, truth = check_pair(heatmaps, masks)
     if tolerance is None:
-        tolerance = scaled_tolerance(maps.shape[1:])
+        tolerance = scaled_tolerance((maps.shape[1], maps.shape[2]))
     if not (0 <= tolerance < math.inf):
         raise ValueError(f"tolerance is {tolerance}, expected a finite number of pixels, 0 or more")
     # Squared distances are integers, so "strictly below" is exact: d² < tolerance² as d² <= reach.

@@ -5,7 +5,7 @@ import pytest
 
 from jaxplain.evaluation.baselines import random_maps
 from jaxplain.evaluation.energy import energy_inside
-from jaxplain.evaluation.mask_iou import mask_iou_curves
+from jaxplain.evaluation.mask_iou import mask_iou
 from jaxplain.evaluation.pointing import pointing_game
 
 
@@ -52,7 +52,7 @@ def test_random_maps_score_what_chance_predicts():
     # 200,000 pixels: standard errors near 1e-3.
     np.testing.assert_allclose(energy_inside(maps, mask).mean(), share, atol=0.01)
     np.testing.assert_allclose(pointing_game(maps, mask, tolerance=0.0).mean(), share, atol=0.4)
-    result = mask_iou_curves(maps, mask)
+    result = mask_iou(maps, mask)
     kept = 1 - np.asarray(result.thresholds)
     expected = kept * share / (kept + share - kept * share)
     np.testing.assert_allclose(result.mean_curve, expected, atol=0.01)
