@@ -76,8 +76,17 @@ class _Pass:
             x = self.conv(x, f"{block}.{name}", features, size, stride, padding)
         return x
 
-    def max_pool(self, x: jax.Array, name: str, size: int, **options: int | bool) -> jax.Array:
-        return self.tap(max_pool(x, name, size, **options), name)
+    def max_pool(
+        self,
+        x: jax.Array,
+        name: str,
+        size: int,
+        *,
+        stride: int,
+        padding: int = 0,
+        ceil: bool = False,
+    ) -> jax.Array:
+        return self.tap(max_pool(x, name, size, stride=stride, padding=padding, ceil=ceil), name)
 
     def pooled(self, x: jax.Array, block: str, features: int) -> jax.Array:
         """Average over 3x3 and mix: the last branch of most blocks of Inception-V3."""

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxplain.model import check_images
-from jaxplain.models.layers import Edits, check_names, tap
+from jaxplain.models.layers import Edits, check_names, mask, tap
 
 Pair = tuple[int, int]
 
@@ -44,9 +44,19 @@ class Taps:
             masks = {name: resized(masks[name], (x.shape[1], x.shape[2]))}
         return tap(x, name, self._gates, masks)
 
+    def mask_input(self, images: jax.Array) -> jax.Array:
+        """Mask the pictures, if there is a mask for "input"; they are no layer and have no gate."""
+        if self._masks is None or "input" not in self._masks:
+            return images
+        factors = self._masks["input"]
+        if self._resize:
+            factors = resized(factors, (images.shape[1], images.shape[2]))
+        return mask(images, factors, "input")
+
     def check(self) -> None:
         """Raise ValueError if a gate or mask is for a layer that the network does not have."""
-        check_names(tuple(self.names), gates=self._gates, masks=self._masks)
+        check_names(tuple(self.names), gates=self._gates)
+        check_names(("input", *self.names), masks=self._masks)
 
 
 def resized(mask: jax.Array, shape: Pair) -> jax.Array:
@@ -109,13 +119,16 @@ class Network(nn.Module):
         """
         images = check_images(images)
         taps = Taps(gates, masks, resize_masks=resize_masks)
-        logits = self.forward(taps(images, "input"), taps, train)
+        logits = self.forward(taps.mask_input(images), taps, train)
         taps.check()
         return logits
 
     def forward(self, x: jax.Array, tap: Taps, train: bool) -> jax.Array:
         """Run the layers."""
         raise NotImplementedError(f"{type(self).__name__} defines no layers")
+
+    timm_names: ClassVar[Mapping[str, str]] = {}
+    """Our name of a layer -> timm's, for those that are neither ours nor torchvision's there."""
 
     torch_only: ClassVar[tuple[str, ...]] = ()
     """Beginnings of the names of what torch's state dict has and this network does not."""
@@ -147,12 +160,14 @@ def as_function(name: str, network: Network) -> Callable[..., jax.Array]:
                 f"params of {name} have no ['params'][{network.head!r}]['kernel']; "
                 f"expected the variables that init or load_model made"
             ) from error
-        return network.clone(num_classes=classes).apply(
+        logits = network.clone(num_classes=classes).apply(
             params, images, gates=gates, masks=masks, resize_masks=resize_masks
         )
+        assert isinstance(logits, jax.Array)  # nothing is mutable
+        return logits
 
     function.__name__ = function.__qualname__ = name
-    function.__doc__ = f"""Return the logits (B, classes) of images (B, H, W, 3) under {name}, not in training.
+    function.__doc__ = f"""Return the logits (B, classes) of images (B, H, W, 3) under {name}.
 
     Args:
         params: its variables, {{"params": ...}}, and {{"batch_stats": ...}} if it has batch norm.
@@ -195,8 +210,8 @@ def conv(
 def batch_norm(x: jax.Array, name: str, train: bool, *, epsilon: float = 1e-5) -> jax.Array:
     """Normalise channels by running statistics.
 
-    In training, by the batch's, which then move the running ones by a tenth (torch's momentum; torch
-    takes the unbiased variance for that, Flax the biased one).
+    In training, by the batch's, which then move the running ones by a tenth (torch's momentum;
+    torch takes the unbiased variance for that, Flax the biased one).
     """
     return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=epsilon, name=name)(x)
 

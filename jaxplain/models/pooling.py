@@ -41,7 +41,7 @@ def max_pool(
         (low, high + (_overhang(n, size, stride, low, high) if ceil else 0)) for n in x.shape[1:3]
     ]
     check_room(x, name, (size, size), pads)
-    return nn.max_pool(x, (size, size), strides=(stride, stride), padding=pads)
+    return nn.max_pool(x, (size, size), strides=(stride, stride), padding=pads)  # pyright: ignore[reportArgumentType] - declared str
 
 
 def _overhang(length: int, size: int, stride: int, low: int, high: int) -> int:
@@ -69,7 +69,7 @@ def average_pool(
     """
     pads = [(padding, padding)] * 2
     check_room(x, name, (size, size), pads)
-    return nn.avg_pool(x, (size, size), strides=(stride, stride), padding=pads)
+    return nn.avg_pool(x, (size, size), strides=(stride, stride), padding=pads)  # pyright: ignore[reportArgumentType] - declared str
 
 
 def adaptive_average_pool(x: Float[Array, "b h w c"], shape: Pair) -> Float[Array, "b h2 w2 c"]:

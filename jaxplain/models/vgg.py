@@ -39,6 +39,12 @@ class VGG(Network):
     head: ClassVar[str] = "logits"
     flattened = {"fc6": (7, 7)}  # noqa: RUF012 - a ClassVar of Network
 
+    timm_names = {  # noqa: RUF012 - a ClassVar of Network
+        "fc6": "pre_logits.fc1",
+        "fc7": "pre_logits.fc2",
+        "logits": "head.fc",
+    }
+
     def forward(self, x: jax.Array, tap: Taps, train: bool) -> jax.Array:
         """Run the layers."""
         if self.depth not in CONVOLUTIONS:

@@ -33,8 +33,8 @@ class Slot(NamedTuple):
     Attributes:
         name: the tensor.
         shape: the shape that it must have.
-        arrange: from rows of the tensor to the same columns of the variable, (..., rows); None where
-            the tensor is laid out as the variable is.
+        arrange: from rows of the tensor to the same columns of the variable, (..., rows); None
+            where the elements come in the order of the variable's.
     """
 
     name: str
@@ -54,8 +54,9 @@ def variable_shapes(network: Network) -> dict[Path, tuple[int, ...]]:
         (11, 11, 3, 64)
     """
     images = jax.ShapeDtypeStruct((1, 299, 299, 3), jnp.float32)
-    shapes = jax.eval_shape(network.init, jax.random.key(0), images)
-    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(shapes).items()}
+    shapes: Any = jax.eval_shape(network.init, jax.random.key(0), images)
+    flat: Any = traverse_util.flatten_dict(shapes)
+    return {path: leaf.shape for path, leaf in flat.items()}
 
 
 def own_plan(shapes: Mapping[Path, tuple[int, ...]]) -> dict[Path, Slot]:
@@ -69,9 +70,11 @@ def torch_plan(
     """Return the plan of a torch state dict: OIHW convolutions, (out, in) dense layers.
 
     A dense layer behind a flattened map reads channels first there and last here. timm's dense
-    layers of VGG are convolutions; either shape is taken.
+    layers of VGG are convolutions and have other names; either form is taken.
     """
     renamed = network.torch_names()
+    if any(f"{name}.weight" in tensors for name in network.timm_names.values()):
+        renamed |= network.timm_names
     plan = {}
     for path, shape in shapes.items():
         _, layer, leaf = path
@@ -126,8 +129,8 @@ def fill(
         ignored: says of a name whether it may stay unused.
 
     Raises:
-        ValueError: tensors are missing, left over, of the wrong shape, not numbers or not finite; all
-            of them are listed.
+        ValueError: tensors are missing, left over, of the wrong shape, not numbers or not finite;
+            all of them are listed.
     """
     _check(plan, tensors, source, ignored)
     variables, broken = {}, []
@@ -149,7 +152,7 @@ def _read(tensor: Tensor, slot: Slot, values: np.ndarray) -> bool:
         piece = np.asarray(piece, np.float32)
         finite = finite and bool(np.isfinite(piece).all())
         if slot.arrange is None:
-            values[rows] = piece
+            values.reshape(slot.shape)[rows] = piece
         else:
             values[..., rows] = slot.arrange(piece)
     return finite

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -12,6 +12,7 @@ import numpy as np
 PIECE = 16 << 20
 
 
+@runtime_checkable
 class Tensor(Protocol):
     """What a reader of files gives for a name."""
 
@@ -26,7 +27,7 @@ class Tensor(Protocol):
         ...
 
     def pieces(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """Yield (rows, their values), rows being slices of the first axis; one piece for a scalar."""
+        """Yield (rows, their values): slices of the first axis; one piece for a scalar."""
         ...
 
 
