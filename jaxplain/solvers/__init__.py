@@ -1,0 +1,48 @@
+"""Solvers that answer with a certificate; they know nothing of images and can be used alone.
+
+Least-squares problems arrive as Gram statistics (`gram`), are solved many at a time (`lasso`,
+`two_scale`, `mu_lasso`, `ridge`), and come back as a `Solution` with a bound on how far from optimal
+it is. Convex solutions are differentiable in their problem's data. `descend` is the projected Adam
+that mask methods use.
+"""
+
+from jaxplain.solvers import gram
+from jaxplain.solvers.adam import Descent, descend
+from jaxplain.solvers.admm import lasso
+from jaxplain.solvers.gram import Statistics, statistics
+from jaxplain.solvers.loop import Certificate, Run, Solution, iterate
+from jaxplain.solvers.prox import (
+    ball_threshold,
+    project_box,
+    project_l1_ball,
+    project_l1_ball_nonnegative,
+    project_simplex,
+    soft_threshold,
+)
+from jaxplain.solvers.ridge import Linear, ridge
+from jaxplain.solvers.spg import mu_lasso
+from jaxplain.solvers.two_scale import TwoScale, two_scale
+
+__all__ = [
+    "Certificate",
+    "Descent",
+    "Linear",
+    "Run",
+    "Solution",
+    "Statistics",
+    "TwoScale",
+    "ball_threshold",
+    "descend",
+    "gram",
+    "iterate",
+    "lasso",
+    "mu_lasso",
+    "project_box",
+    "project_l1_ball",
+    "project_l1_ball_nonnegative",
+    "project_simplex",
+    "ridge",
+    "soft_threshold",
+    "statistics",
+    "two_scale",
+]

@@ -1,0 +1,152 @@
+"""Derivatives of solutions by the implicit function theorem, not through the iterations.
+
+A solution x(p) satisfies conditions(x, p) = 0, so dx = −(∂conditions/∂x)⁻¹ ∂conditions/∂p dp
+whatever algorithm found it. The conditions are written so that the first factor is symmetric
+positive semidefinite: an eigendecomposition inverts it when it is small, conjugate gradients
+otherwise. Where it is singular (duplicated features, both in use) the solution is not unique, and
+the derivative of least norm is returned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from jaxplain.solvers.loop import Certificate, Solution, iterate
+from jaxplain.solvers.quadratic import dot
+
+# Up to here a dense inverse of each problem costs less than iterating.
+DENSE_LIMIT = 64
+
+
+def differentiable(
+    solve: Callable[..., Solution],
+    conditions: Callable[..., Float[Array, "problems d"]],
+    parameters: tuple[Any, ...],
+    guess: Float[Array, "problems d"],
+) -> Solution:
+    """Solves a batch of problems so that `value` can be differentiated in both modes.
+
+    Args:
+        solve: the algorithm, from parameters to a solution whose value is (problems, d).
+        conditions: (value, *parameters) -> (problems, d), zero at the solution; row by row, with a
+            symmetric positive semidefinite Jacobian in the value.
+        parameters: what the solution is differentiated by; None is allowed in it.
+        guess: any array like the value.
+
+    Returns:
+        The solution; `converged`, `steps`, `gap` and `ridge` have no derivative.
+    """
+    dtypes = {}
+
+    def find(_: Any, __: Any) -> tuple[Array, dict[str, Array]]:
+        solution = solve(*lax.stop_gradient(parameters))
+        rest = {k: jnp.asarray(v) for k, v in solution._asdict().items() if k != "value"}
+        dtypes.update({k: v.dtype for k, v in rest.items()})
+        # custom_root gives what comes beside the root a tangent, which integers cannot have.
+        return solution.value, {k: v.astype(guess.dtype) for k, v in rest.items()}
+
+    def invert(linear: Callable[[Array], Array], right: Array) -> Array:
+        algorithm = _dense if right.shape[-1] <= DENSE_LIMIT else _conjugate_gradients
+        return lax.custom_linear_solve(linear, right, algorithm, symmetric=True)
+
+    value, rest = lax.custom_root(
+        lambda x: conditions(x, *parameters), guess, find, invert, has_aux=True
+    )
+    return Solution(value, **{k: lax.stop_gradient(v).astype(dtypes[k]) for k, v in rest.items()})
+
+
+def lasso_conditions(
+    w: Float[Array, "problems d"],
+    gram: Float[Array, "*problems d d"],
+    corr: Float[Array, "problems d"],
+    penalty: Float[Array, " problems"],
+) -> Float[Array, "problems d"]:
+    """Stationarity on the support, Qw − q + λ sign w = 0, and w = 0 off it.
+
+    Restricting Q's argument to the support changes nothing at the solution, and makes the Jacobian
+    symmetric: the support's block of Q beside an identity.
+    """
+    support = w != 0
+    inside = jnp.where(support, w, 0)
+    slope = products(gram, inside) - corr + penalty[:, None] * jnp.sign(w)
+    return jnp.where(support, slope, w)
+
+
+def ball_conditions(
+    w: Float[Array, "problems d"],
+    gram: Float[Array, "*problems d d"],
+    corr: Float[Array, "problems d"],
+    radius: Float[Array, " problems"],
+) -> Float[Array, "problems d"]:
+    """The same for ‖w‖₁ ≤ r: on the sphere the slope has only its part along the signs σ.
+
+    With Π = I − σσᵀ/|S| the conditions are ΠQ(Πw + σr/|S|) − Πq + κ σ(σ·w − r)/|S| = 0 on the
+    support S, with Jacobian ΠQΠ + κσσᵀ/|S|; κ, the mean diagonal of Q, keeps it well scaled.
+    """
+    size = jnp.abs(w).sum(axis=-1)
+    on_sphere = (size >= radius * (1 - jnp.finfo(w.dtype).eps ** 0.5))[:, None]
+    support = w != 0
+    sign = jnp.sign(lax.stop_gradient(w))
+    count = jnp.maximum(support.sum(axis=-1, keepdims=True), 1).astype(w.dtype)
+    weight = lax.stop_gradient(jnp.trace(gram, axis1=-2, axis2=-1) / w.shape[-1])
+    weight = jnp.broadcast_to(weight, radius.shape)[:, None]
+
+    def tangent(x: Array) -> Array:
+        x = jnp.where(support, x, 0)
+        return x - jnp.where(on_sphere, sign * (sign * x).sum(axis=-1, keepdims=True) / count, 0)
+
+    outward = sign / count
+    moved = tangent(w) + jnp.where(on_sphere, outward * radius[:, None], 0)
+    slope = tangent(products(gram, moved) - corr)
+    excess = (sign * w).sum(axis=-1, keepdims=True) - radius[:, None]
+    return jnp.where(support, slope + jnp.where(on_sphere, weight * outward * excess, 0), w)
+
+
+def products(
+    gram: Float[Array, "*problems d d"], w: Float[Array, "problems d"]
+) -> Float[Array, "problems d"]:
+    """Q w for every problem, with one Q for all or one each."""
+    if gram.ndim == 2:
+        return jnp.matmul(w, gram, precision=lax.Precision.HIGHEST)
+    return jnp.einsum("pij,pj->pi", gram, w, precision=lax.Precision.HIGHEST)
+
+
+def _dense(linear: Callable[[Array], Array], right: Array) -> Array:
+    """Inverts every problem's matrix, leaving out directions in which it is zero up to rounding."""
+    problems, d = right.shape
+    basis = jnp.broadcast_to(jnp.eye(d, dtype=right.dtype)[:, None, :], (d, problems, d))
+    matrices = jnp.moveaxis(jax.vmap(linear)(basis), 0, 1)
+    values, vectors = jnp.linalg.eigh(matrices)
+    floor = 10 * d * jnp.finfo(right.dtype).eps * values[:, -1:]
+    inverse = jnp.where(values > floor, 1 / jnp.where(values > floor, values, 1), 0)
+    along = jnp.einsum("pij,pi->pj", vectors, right, precision=lax.Precision.HIGHEST)
+    return jnp.einsum("pij,pj->pi", vectors, inverse * along, precision=lax.Precision.HIGHEST)
+
+
+def _conjugate_gradients(linear: Callable[[Array], Array], right: Array) -> Array:
+    """Solves row by row; from zero, so that a singular but solvable system gets its least norm."""
+
+    def step(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        x, residual, direction = state
+        image = linear(direction)
+        size, curvature = dot(residual, residual), dot(direction, image)
+        length = jnp.where(curvature > 0, size / jnp.where(curvature > 0, curvature, 1), 0)
+        x = x + length[:, None] * direction
+        residual = residual - length[:, None] * image
+        ratio = dot(residual, residual) / jnp.where(size > 0, size, 1)
+        return x, residual, residual + ratio[:, None] * direction
+
+    def certify(state: tuple[Array, Array, Array]) -> Certificate:
+        return Certificate(jnp.linalg.norm(state[1], axis=-1), jnp.linalg.norm(right, axis=-1))
+
+    start = (jnp.zeros_like(right), right, right)
+    tolerance = 10 * float(jnp.finfo(right.dtype).eps)
+    return iterate(step, certify, start, tolerance=tolerance, max_steps=4 * right.shape[-1]).state[
+        0
+    ]

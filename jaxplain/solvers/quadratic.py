@@ -1,0 +1,257 @@
+r"""Quadratic objectives known by their Gram statistics, and bounds on a point's suboptimality.
+
+Throughout, :math:`f(w) = \tfrac12 w^T Q w - q \cdot w` with Q positive semidefinite. Two
+certificates:
+
+*Ball.* For min f over :math:`\|w\|_1 \le r`, convexity gives
+:math:`f(w) - f^* \le \nabla f(w) \cdot w + r \|\nabla f(w)\|_\infty`, the Frank–Wolfe gap.
+
+*Penalty.* For min :math:`f(w) + \lambda \|w\|_1`, every u with
+:math:`\|q - Qu\|_\infty \le \lambda` proves :math:`P^* \ge -\tfrac12 u^T Q u`, because then
+:math:`\lambda \|w\|_1 \ge (q - Qu) \cdot w` and
+:math:`\tfrac12 w^T Q w - w^T Q u \ge -\tfrac12 u^T Q u`. The iterate w itself violates the
+condition a little, so u lies between it and an anchor v that satisfies it strictly. If the energy
+:math:`\sum y^2` is known, v is any solution of Qv = q: only Qv and
+:math:`v^T Q v \le \sum y^2` are needed. Otherwise Qv ≈ q is solved.
+
+All bounds include an allowance for the rounding of the products they are made of, so that they
+stay bounds in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jax.scipy.linalg import cho_solve
+from jaxtyping import Array, Float
+
+from jaxplain.solvers.loop import Certificate, Solution
+
+
+class Factor(NamedTuple):
+    """A Cholesky factor and what had to be added to the diagonal to get it.
+
+    Attributes:
+        lower: L with L Lᵀ = the matrix + ridge · I; NaN if that failed too.
+        ridge: 0 unless the matrix was not positive definite in floating point.
+    """
+
+    lower: Float[Array, "d d"]
+    ridge: Float[Array, ""]
+
+
+class Anchor(NamedTuple):
+    """A point v that meets the dual constraint strictly, known by what a bound needs of it.
+
+    Attributes:
+        product: Q v.
+        energy: vᵀ Q v, or a bound above it.
+        excess: ‖q − Q v‖∞.
+    """
+
+    product: Float[Array, " d"]
+    energy: Float[Array, ""]
+    excess: Float[Array, ""]
+
+
+def product(gram: Float[Array, "d d"], w: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
+    """Q w for a symmetric Q, in full precision on every device.
+
+    >>> product(jnp.eye(2) * 2, jnp.array([1.0, 3.0])).tolist()
+    [2.0, 6.0]
+    """
+    return jnp.matmul(w, gram, precision=lax.Precision.HIGHEST)
+
+
+def dot(a: Float[Array, "*batch d"], b: Float[Array, "*batch d"]) -> Float[Array, "*batch"]:
+    """The scalar product along the last axis.
+
+    >>> dot(jnp.array([1.0, 2.0]), jnp.array([3.0, 4.0])).tolist()
+    11.0
+    """
+    return (a * b).sum(axis=-1)
+
+
+def factor(matrix: Float[Array, "d d"]) -> Factor:
+    """Cholesky, retried once with a ridge of √ε times the mean diagonal if the matrix resists.
+
+    >>> factor(jnp.eye(2)).ridge.tolist(), factor(jnp.zeros((2, 2))).lower.shape
+    (0.0, (2, 2))
+    """
+    first = lax.linalg.cholesky(matrix, symmetrize_input=False)
+    failed = ~jnp.isfinite(first).all()
+    size = jnp.abs(jnp.diagonal(matrix)).mean()
+    tiny = jnp.finfo(matrix.dtype).eps ** 0.5 * jnp.where(size > 0, size, 1)
+
+    def retry() -> Array:
+        return lax.linalg.cholesky(with_ridge(matrix, tiny), symmetrize_input=False)
+
+    return Factor(lax.cond(failed, retry, lambda: first), jnp.where(failed, tiny, 0))
+
+
+def anchor_factor(gram: Float[Array, "d d"]) -> Float[Array, "d d"]:
+    """The Cholesky factor that `find_anchor` takes: of Q with a ridge as small as rounding allows.
+
+    >>> anchor_factor(jnp.eye(2) * 4).diagonal().tolist()
+    [2.0..., 2.0...]
+    """
+    size = jnp.abs(jnp.diagonal(gram)).mean()
+    tiny = 10 * gram.shape[-1] * jnp.finfo(gram.dtype).eps * jnp.where(size > 0, size, 1)
+    return factor(with_ridge(gram, tiny)).lower
+
+
+def find_anchor(
+    gram: Float[Array, "d d"], corr: Float[Array, " d"], lower: Float[Array, "d d"]
+) -> Anchor:
+    """An anchor for when the energy is unknown: Qv = q solved with a factor of Q + tiny ridge."""
+    v = cho_solve((lower, True), corr)
+    # One step of refinement: the ridge and rounding leave a residual that would cost certificate.
+    v = v + cho_solve((lower, True), corr - product(gram, v))
+    image = product(gram, v)
+    return Anchor(image, dot(v, image), jnp.abs(corr - image).max())
+
+
+def penalty_certificate(
+    w: Float[Array, " d"],
+    image: Float[Array, " d"],
+    residual: Float[Array, " d"],
+    corr: Float[Array, " d"],
+    penalty: Float[Array, ""],
+    largest: Float[Array, ""],
+    anchor: Anchor,
+    *,
+    other: float | Float[Array, ""] = 0.0,
+) -> Certificate:
+    """Bounds f(w) + λ‖w‖₁ (+ more) − optimum; see the module's text.
+
+    Args:
+        w: the point.
+        image: Q w.
+        residual: q − Q w, less the multipliers of further penalties when there are any.
+        corr: q.
+        penalty: λ.
+        largest: the largest diagonal entry of Q, which bounds all of Q.
+        anchor: the strictly feasible point.
+        other: for further penalties, their value less multipliers · argument, which is ≥ 0.
+    """
+    eps = jnp.finfo(w.dtype).eps
+    size = jnp.abs(w).sum()
+    rounding = eps * (largest * size + jnp.abs(corr).max())
+    worst = jnp.abs(residual).max() + rounding
+    feasible = worst <= penalty
+    anchored = anchor.excess < penalty
+    # u = s w + (1 − s) v has ‖q − Qu‖∞ ≤ s · worst + (1 − s) · excess, which this s makes λ.
+    spread = jnp.where(feasible | ~anchored, 1, worst - anchor.excess)
+    back = jnp.where(feasible, 0, (worst - penalty) / spread)  # 1 − s
+    quadratic = dot(w, image)
+    across = dot(w, anchor.product)
+    slack = (penalty * jnp.abs(w) - residual * w).sum() + other
+    moved = back * (across - quadratic) + back**2 / 2 * (anchor.energy - 2 * across + quadratic)
+    gap = jnp.maximum(slack + moved, 0) + size * rounding
+    explained = jnp.abs(dot(corr, w)) + quadratic / 2
+    gap = jnp.where(feasible | anchored, gap, jnp.inf)
+    return Certificate(
+        _if_semidefinite(quadratic, size * rounding, gap), explained + eps * anchor.energy
+    )
+
+
+def ball_certificate(
+    w: Float[Array, " d"],
+    image: Float[Array, " d"],
+    corr: Float[Array, " d"],
+    radius: Float[Array, ""],
+    largest: Float[Array, ""],
+    *,
+    nonnegative: bool = False,
+) -> Certificate:
+    """Bounds f(w) − min f over the L1 ball, or its non-negative part; see the module's text.
+
+    >>> w, q = jnp.array([1.0, 0.0]), jnp.array([3.0, 0.5])
+    >>> float(ball_certificate(w, w, q, jnp.array(1.0), jnp.array(1.0)).gap) < 1e-5
+    True
+    """
+    eps = jnp.finfo(w.dtype).eps
+    slope = image - corr
+    steepest = jnp.maximum(-slope, 0).max() if nonnegative else jnp.abs(slope).max()
+    size = jnp.abs(w).sum()
+    largest_corr = jnp.abs(corr).max()
+    rounding = eps * (largest * size + largest_corr)
+    gap = jnp.maximum(dot(slope, w) + radius * steepest, 0) + (radius + size) * rounding
+    quadratic = dot(w, image)
+    explained = jnp.abs(dot(corr, w)) + quadratic / 2
+    return Certificate(
+        _if_semidefinite(quadratic, size * rounding, gap), explained + eps * radius * largest_corr
+    )
+
+
+def _if_semidefinite(quadratic: Array, rounding: Array, gap: Array) -> Array:
+    """The gap, or NaN (which stops the loop) where wᵀQw < 0 shows that Q proves nothing."""
+    return jnp.where(quadratic < -rounding, jnp.nan, gap)
+
+
+def refuse(**numbers: tuple) -> None:
+    """Refuses plain numbers outside a range; arrays may be traced and are left alone.
+
+    Args:
+        **numbers: name = (value, low, high): value ≥ 0 if `low` is 0, > 0 if it is None; value <
+            high unless that is None.
+
+    Raises:
+        ValueError: naming the argument, its value and the range.
+    """
+    for name, (value, low, high) in numbers.items():
+        if not isinstance(value, (int, float)):
+            continue
+        if value < 0 or (low is None and value <= 0) or (high is not None and value >= high):
+            expected = "at least 0" if low == 0 else "positive"
+            expected += "" if high is None else f" and below {high}"
+            raise ValueError(f"{name} must be {expected}, got {value}")
+
+
+def check_problem(gram: Array, corr: Array, **others: Any) -> None:
+    """Refuses shapes that do not fit each other, by name.
+
+    Args:
+        gram: should be (d, d) or (problems, d, d).
+        corr: should be (d,) or (problems, d).
+        **others: scalars or one number a problem; None is skipped.
+
+    Raises:
+        ValueError: naming the argument, its shape and the expected one.
+    """
+    if corr.ndim not in (1, 2):
+        raise ValueError(f"corr must be (d,) or (problems, d), got {corr.shape}; vmap the rest")
+    square = (corr.shape[-1],) * 2
+    if gram.shape not in (square, (*corr.shape[:-1], *square)):
+        raise ValueError(
+            f"gram must be {square} or {(*corr.shape[:-1], *square)} for corr {corr.shape}, "
+            f"got {gram.shape}"
+        )
+    for name, value in others.items():
+        if value is not None and jnp.shape(value) not in ((), corr.shape[:-1]):
+            raise ValueError(
+                f"{name} must be a scalar or {corr.shape[:-1]} for corr {corr.shape}, "
+                f"got {jnp.shape(value)}"
+            )
+
+
+def each(
+    solve: Callable[..., Solution], gram: Array, rest: tuple[Array, ...], chunk: int | None
+) -> Solution:
+    """Solves every problem, `chunk` of them side by side, with a shared Gram matrix or one each."""
+    if gram.ndim == 2:
+        return lax.map(lambda args: solve(gram, *args), rest, batch_size=_size(rest, chunk))
+    return lax.map(lambda args: solve(*args), (gram, *rest), batch_size=_size(rest, chunk))
+
+
+def _size(rest: tuple[Array, ...], chunk: int | None) -> int:
+    problems = rest[0].shape[0]
+    return max(problems if chunk is None else min(chunk, problems), 1)
+
+
+def with_ridge(matrix: Array, ridge: Array) -> Array:
+    """The matrix + ridge · I."""
+    return matrix + ridge * jnp.eye(matrix.shape[-1], dtype=matrix.dtype)

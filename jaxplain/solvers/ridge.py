@@ -1,0 +1,191 @@
+r"""LIME's local model: weighted ridge regression whose intercept is not penalised.
+
+.. math:: \min_{b, w} \tfrac12 \sum_n \pi_n (b + w \cdot z_n - y_n)^2 + \tfrac{\alpha}{2} \|w\|_2^2
+
+(Ribeiro, Singh and Guestrin, KDD 2016), after one of three selections of features. The intercept is
+eliminated by centring on the weighted mean; what is left are normal equations of size d.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.scipy.linalg import cho_solve
+from jaxtyping import Array, Bool, Float
+
+from jaxplain.solvers.loop import Solution, default_tolerance
+from jaxplain.solvers.quadratic import dot, factor, product, refuse
+
+SELECTIONS = ("none", "highest_weights", "forward_selection")
+
+# The ridge of the fit that ranks features for "highest_weights" (LIME's lime_base).
+RANKING_ALPHA = 0.01
+
+
+class Linear(NamedTuple):
+    """A local linear model.
+
+    Attributes:
+        coef: w, zero where a feature was not selected.
+        intercept: b.
+        score: weighted R²; 1 is perfect.
+        selected: which features were allowed.
+    """
+
+    coef: Float[Array, " d"]
+    intercept: Float[Array, ""]
+    score: Float[Array, ""]
+    selected: Bool[Array, " d"]
+
+    def predict(self, features: Float[Array, "*n d"]) -> Float[Array, "*n"]:
+        """b + w · z for each row.
+
+        >>> model = ridge(jnp.array([[0.0], [1.0]]), jnp.array([1.0, 3.0]), alpha=1e-6).value
+        >>> model.predict(jnp.array([[2.0]])).round(3).tolist()
+        [5.0]
+        """
+        return self.intercept + jnp.matmul(features, self.coef, precision=lax.Precision.HIGHEST)
+
+
+def ridge(
+    features: Float[Array, "n d"],
+    targets: Float[Array, " n"],
+    weights: Float[Array, " n"] | None = None,
+    *,
+    alpha: float | Float[Array, ""] = 1.0,
+    select: str = "none",
+    count: int | None = None,
+    instance: Float[Array, " d"] | None = None,
+) -> Solution:
+    r"""Fits the local model; `jax.vmap` over `targets` fits many and factors once.
+
+    Args:
+        features: rows z.
+        targets: y.
+        weights: π ≥ 0; None means 1.
+        alpha: α ≥ 0 of the final fit.
+        select: "none" takes all features; "highest_weights" those with the largest |w · x| of a fit
+            with α = 0.01; "forward_selection" adds, one by one, the feature that raises the weighted
+            R² of least squares most.
+        count: how many features to select; needed unless `select` is "none".
+        instance: the x by which "highest_weights" multiplies; None is the first row, which in LIME
+            is the instance itself.
+
+    Returns:
+        Solution whose value is a `Linear`. `gap` is ½ gᵀ(Q + αI)⁻¹g with the gradient g that the
+        solve left, exactly the suboptimality; where the equations are singular, which needs α = 0,
+        `ridge` says what was added to solve them. Numbers that are not finite give a zero model, not
+        converged, with an infinite gap.
+
+    Raises:
+        ValueError: if shapes do not fit, `select` is unknown, or `count` is missing or out of range.
+
+    >>> z = jnp.array([[1.0, 1.0], [1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    >>> fit = ridge(z, jnp.array([3.0, 2.0, 1.0, 0.0]), alpha=0.0, select="forward_selection", count=1)
+    >>> fit.value.coef.round(3).tolist(), fit.value.selected.tolist()
+    ([2.0, 0.0], [True, False])
+    """
+    rows, d = features.shape
+    if targets.shape != (rows,) or (weights is not None and weights.shape != (rows,)):
+        got = None if weights is None else weights.shape
+        raise ValueError(f"targets and weights must be {(rows,)}, got {targets.shape} and {got}")
+    if select not in SELECTIONS:
+        raise ValueError(f"select must be one of {SELECTIONS}, got {select!r}")
+    if select != "none" and (count is None or not 1 <= count <= d):
+        raise ValueError(f"count must be between 1 and {d} for select={select!r}, got {count}")
+    if instance is not None and instance.shape != (d,):
+        raise ValueError(f"instance must be {(d,)}, got {instance.shape}")
+    refuse(alpha=(alpha, 0, None))
+    weights = jnp.ones_like(targets) if weights is None else weights
+    instance = features[0] if instance is None else instance
+    return _ridge(features, targets, weights, alpha, instance, select=select, count=count or d)
+
+
+@functools.partial(jax.jit, static_argnames=("select", "count"))
+def _ridge(
+    features: Array,
+    targets: Array,
+    weights: Array,
+    alpha: Array,
+    instance: Array,
+    *,
+    select: str,
+    count: int,
+) -> Solution:
+    total = jnp.where(weights.sum() > 0, weights.sum(), 1)
+    mean_z = (weights[:, None] * features).sum(axis=0) / total
+    mean_y = dot(weights, targets) / total
+    z, y = features - mean_z, targets - mean_y
+    gram = jnp.matmul((z * weights[:, None]).T, z, precision=lax.Precision.HIGHEST)
+    corr = jnp.matmul(weights * y, z, precision=lax.Precision.HIGHEST)
+
+    if select == "none":
+        selected = jnp.ones(corr.shape, bool)
+    elif select == "highest_weights":
+        every = jnp.ones(corr.shape, bool)
+        ranking, _, _ = _solve(gram, corr, jnp.asarray(RANKING_ALPHA, corr.dtype), every)
+        best = lax.top_k(jnp.abs(ranking * instance), count)[1]
+        selected = jnp.zeros(corr.shape, bool).at[best].set(True)
+    else:
+        selected = _forward(gram, corr, count)
+    coef, gap, ridge = _solve(gram, corr, jnp.asarray(alpha, corr.dtype), selected)
+
+    fine = jnp.isfinite(coef).all() & jnp.isfinite(gap)
+    coef = jnp.where(fine, coef, 0)
+    intercept = jnp.where(fine, mean_y - dot(coef, mean_z), 0)
+    residual = y - jnp.matmul(z, coef, precision=lax.Precision.HIGHEST)
+    spread = dot(weights, y * y)
+    # A constant target is explained perfectly by the intercept (scikit-learn's convention).
+    unexplained = dot(weights, residual * residual) / jnp.where(spread > 0, spread, 1)
+    score = jnp.where(fine, 1 - unexplained, 0)
+    gap = jnp.where(fine, gap, jnp.inf)
+    scale = jnp.abs(dot(corr, coef)) + jnp.finfo(corr.dtype).eps * spread
+    return Solution(
+        Linear(coef, intercept, score, selected),
+        fine & (gap <= default_tolerance(corr.dtype) * scale),
+        jnp.ones((), jnp.int32),
+        lax.stop_gradient(gap),
+        ridge,
+    )
+
+
+def _solve(gram: Array, corr: Array, alpha: Array, selected: Array) -> tuple[Array, Array, Array]:
+    """Normal equations of the selected features; the others keep a row of the identity."""
+    both = selected[:, None] & selected[None, :]
+    diagonal = jnp.where(selected, alpha, 1)
+    matrix = jnp.where(both, gram, 0) + jnp.diag(diagonal)
+    right = jnp.where(selected, corr, 0)
+    lower, ridge = factor(matrix)
+    coef = cho_solve((lower, True), right)
+    # One refinement takes back what a ridge, or an ill-conditioned factor, moved.
+    coef = coef + cho_solve((lower, True), right - product(matrix, coef))
+    coef = jnp.where(selected, coef, 0)
+    slope = jnp.where(selected, product(matrix, coef) - right, 0)
+    return coef, dot(slope, cho_solve((lower, True), slope)) / 2, ridge
+
+
+def _forward(gram: Array, corr: Array, count: int) -> Array:
+    """Greedy least squares: sweeping a feature out updates the gain of all others at once.
+
+    After the chosen features are projected out, feature j explains corr_j² / gram_jj more.
+    """
+    scale = jnp.diagonal(gram)
+    floor = gram.shape[0] * jnp.finfo(gram.dtype).eps * scale
+
+    def sweep(_: int, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        gram, corr, chosen = state
+        left = jnp.diagonal(gram)
+        # What is left of a feature that the chosen ones span is rounding, and explains nothing.
+        usable = left > floor
+        gain = jnp.where(usable, corr**2 / jnp.where(usable, left, 1), 0)
+        j = jnp.argmax(jnp.where(chosen, -1, gain))
+        column = jnp.where(usable[j], gram[:, j] / jnp.where(usable[j], left[j], 1), 0)
+        gram = gram - column[:, None] * gram[j][None, :]
+        return gram, corr - column * corr[j], chosen.at[j].set(True)
+
+    start = (gram, corr, jnp.zeros(corr.shape, bool))
+    return lax.fori_loop(0, count, sweep, lax.stop_gradient(start))[2]
