@@ -246,15 +246,15 @@ class NnxCapture:
 def _named_outputs(tree: Mapping[Any, Any], path: tuple[str, ...] = ()) -> dict[str, jax.Array]:
     """Flatten {module: {"__call__": (output,)}} into {"module.path": output}; arrays only.
 
-    A module that is called several times appears as "path", "path#1", "path#2", ...
+    A module that is called several times appears as "path#0", "path#1", ...
     """
     named: dict[str, jax.Array] = {}
     for key, value in tree.items():
         if key == "__call__":
             calls = value if isinstance(value, tuple) else (value,)
             for number, output in enumerate(calls):
-                if path and isinstance(output, jax.Array):
-                    named[".".join(path) + (f"#{number}" if number else "")] = output
+                if path and isinstance(output, jax.Array | jax.core.Tracer):
+                    named[".".join(path) + (f"#{number}" if len(calls) > 1 else "")] = output
         elif isinstance(value, Mapping):
             named.update(_named_outputs(value, (*path, str(key))))
     return named

@@ -9,8 +9,8 @@ Inlining a `remat` keeps its numbers and loses its saving of memory.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -38,9 +38,9 @@ ELEMENTWISE = frozenset(
 )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Constant:
-    """An operand whose value is known when the program is built."""
+    """An operand that is no variable: a literal, or an array that the function closes over."""
 
     value: Any
 
@@ -105,8 +105,62 @@ class Program:
         return readers
 
     def names(self) -> dict[str, int]:
-        """Return the variable of every tensor tagged with `checkpoint_name`; the last one wins."""
-        return {str(e.params["name"]): e.outputs[0] for e in self.equations if e.name == "name"}
+        """Return the variable of every tensor tagged with `checkpoint_name`, in evaluation order.
+
+        A name given to several tensors becomes "name#0", "name#1", ... A tag whose result nothing
+        reads names the tensor that it was put on.
+        """
+        read = self.consumers()
+        found: dict[str, list[int]] = {}
+        for equation in self.equations:
+            if equation.name != "name":
+                continue
+            (source,), (variable,) = equation.inputs, equation.outputs
+            if variable not in read and isinstance(source, int):
+                variable = source
+            variables = found.setdefault(str(equation.params["name"]), [])
+            if source in variables:  # the same tag once more: the outer one counts
+                variables.remove(source)
+            if variable not in variables:
+                variables.append(variable)
+        return numbered(found)
+
+    def pruned(self, outputs: Sequence[Atom], named: Iterable[int]) -> "Program":
+        """Return the program of some of the outputs, without equations that nothing asks for."""
+        needed = set(ancestors(self, [*outputs, *named])[0])
+        kept = [e for i, e in enumerate(self.equations) if i in needed or not e.outputs]
+        return dataclasses.replace(self, equations=tuple(kept), outputs=tuple(outputs))
+
+    def inner_names(self) -> set[str]:
+        """Return the tags inside loops and branches, which no single tensor carries."""
+        names = set()
+        for equation in self.equations:
+            if equation.name == "scan":
+                inside: tuple[Program, ...] = (scan_body(equation),)
+            elif equation.name == "cond":
+                inside = branches(equation)
+            else:
+                continue
+            for program in inside:
+                names |= set(program.names()) | program.inner_names()
+        return names
+
+
+T = TypeVar("T")
+
+
+def numbered(found: Mapping[str, Sequence[T]]) -> dict[str, T]:
+    """Flatten {name: things}: a name with several things becomes "name#0", "name#1", ...
+
+    Example:
+        >>> numbered({"conv": [1], "relu": [2, 3]})
+        {'conv': 1, 'relu#0': 2, 'relu#1': 3}
+    """
+    return {
+        f"{name}#{number}" if len(things) > 1 else name: thing
+        for name, things in found.items()
+        for number, thing in enumerate(things)
+    }
 
 
 def _body(call: Any) -> tuple[Any, Sequence[Any]]:
@@ -167,12 +221,12 @@ def flatten(jaxpr: Any, consts: Sequence[Any] | None = None) -> Program:
 
 
 def trace(function: Callable[..., Any], *args: Any) -> tuple[Program, Any]:
-    """Return the flat program of `function(*args)` and the tree structure of its result.
+    """Return the flat program of `function(*args)` and its result as shapes.
 
     Arguments may be arrays, tracers or `jax.ShapeDtypeStruct`; the program's inputs and outputs are the flattened leaves.
     """
-    closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
-    return flatten(closed), jax.tree.structure(shape)
+    closed, result = jax.make_jaxpr(function, return_shape=True)(*args)
+    return flatten(closed), result
 
 
 def body(equation: Equation) -> Program | None:
@@ -185,6 +239,40 @@ def body(equation: Equation) -> Program | None:
     while len(inner.equations) == 1 and inner.equations[0].name in TRANSPARENT_CALLS:
         inner = flatten(inner.equations[0].params[TRANSPARENT_CALLS[inner.equations[0].name]])
     return inner
+
+
+def called(equation: Equation) -> str | None:
+    """Return the name of a jitted function."""
+    name = equation.params.get("name")
+    return None if name is None else str(name)
+
+
+def source(equation: Equation) -> str:
+    """Say where a function with a derivative of its own was written: "name at file:line"."""
+    info = getattr(_body(equation.params.get("call_jaxpr"))[0], "debug_info", None)
+    return str(getattr(info, "func_src_info", None) or equation.name)
+
+
+def derivative(equation: Equation, position: int) -> Program:
+    """Return the program (operands, tangent of one) -> tangent of the first output."""
+    avals = [v.aval for v in equation.source.invars]
+    others = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals]
+    primal = others.pop(position)
+
+    def tangent(rest: Sequence[Any], x: Any, t: Any) -> Any:
+        def function(x: Any) -> Any:
+            return equation.bind([*rest[:position], x, *rest[position:]])[0]
+
+        return jax.jvp(function, (x,), (t,))[1]
+
+    return flatten(jax.make_jaxpr(tangent)(others, primal, primal))
+
+
+def shape(program: Program, atom: Atom) -> tuple[int, ...]:
+    """Return the shape of an operand."""
+    if isinstance(atom, Constant):
+        return tuple(jnp.shape(atom.value))
+    return tuple(program.avals[atom].shape)
 
 
 def branches(equation: Equation) -> tuple[Program, ...]:
@@ -226,7 +314,10 @@ def evaluate(
         env[variable] = edits[variable](env[variable])
     for index in range(len(program.equations)) if equations is None else equations:
         equation = program.equations[index]
-        outputs = equation.bind([read(env, a) for a in equation.inputs])
+        operands = [read(env, a) for a in equation.inputs]
+        # An edited tag is not laid a second time under the edit, which may lay its own.
+        edited_tag = equation.name == "name" and equation.outputs[0] in edits
+        outputs = operands if edited_tag else equation.bind(operands)
         for variable, output in zip(equation.outputs, outputs, strict=True):
             env[variable] = edits[variable](output) if variable in edits else output
     return [read(env, a) for a in wanted]

@@ -41,9 +41,19 @@ class Traced:
 
     def variable(self, layer: str) -> int:
         """Return the variable of a layer, or raise naming the nearest."""
-        if layer not in self.names:
-            raise ValueError(unknown("layer", layer, self.names))
-        return self.names[layer]
+        if layer in self.names:
+            return self.names[layer]
+        several = [name for name in self.names if name.rpartition("#")[0] == layer]
+        if several:
+            raise ValueError(
+                f"layer {layer!r} names {len(several)} tensors; say which: {', '.join(several)}"
+            )
+        if layer in self.program.inner_names():
+            raise ValueError(
+                f"layer {layer!r} lies inside a scan or cond, where it is no single tensor; "
+                "name what comes out of it"
+            )
+        raise ValueError(unknown("layer", layer, self.names))
 
     def bind(self, params: Any, images: Any) -> dict[int, Any]:
         """Return the values of the program's inputs."""
@@ -58,45 +68,38 @@ def trace_model(model: Model, images: Any) -> Traced:
     Raises:
         TypeError: the model does not return one array of logits.
     """
-    if model.capture is None:
-        program, tree = jx.trace(model.apply, model.params, images)
-        captured: list[str] = []
+    apply, capture = model.apply, model.capture
+    if capture is None:
+        program, tree = jx.trace(apply, model.params, images)
     else:
-        program, tree = jx.trace(lambda p, x: _ordered(model.capture(p, x)), model.params, images)  # type: ignore[misc]
-        captured = _captured_names(model, images)
-    if len(program.outputs) != 1 + len(captured) or (
-        model.capture is None and not jax.tree_util.treedef_is_leaf(tree)
-    ):
-        raise TypeError(f"model {model.name!r} returns {tree}; expected one array of logits")
+        program, tree = jx.trace(lambda p, x: _ordered(*capture(p, x)), model.params, images)
+    logits_tree, *captured = tree if capture is not None else (tree,)
+    names = captured[0].names if captured else ()
+    if not isinstance(logits_tree, jax.ShapeDtypeStruct):
+        raise TypeError(
+            f"model {model.name!r} returns {jax.tree.structure(logits_tree)}; "
+            "expected one array of logits"
+        )
     *parameters, image = program.inputs
-    named = {n: v for n, v in zip(captured, program.outputs[1:], strict=True) if isinstance(v, int)}
+    named = {n: v for n, v in zip(names, program.outputs[1:], strict=True) if isinstance(v, int)}
     named |= program.names()  # tags come first where both name a tensor
     named = {INPUT: image} | {n: v for n, v in named.items() if n != INPUT}
-    program = dataclasses.replace(program, outputs=program.outputs[:1])
-    return Traced(
-        program, tuple(parameters), image, dict(sorted(named.items(), key=lambda item: item[1]))
-    )
+    program = program.pruned(program.outputs[:1], named.values())
+    named = dict(sorted(named.items(), key=lambda item: item[1]))
+    return Traced(program, tuple(parameters), image, named)
 
 
 def _ordered(
-    captured: tuple[jax.Array, Mapping[str, jax.Array]],
-) -> tuple[jax.Array, list[jax.Array]]:
-    logits, tensors = captured
-    return logits, [tensors[name] for name in tensors]
-
-
-def _captured_names(model: Model, images: Any) -> list[str]:
-    _, tensors = jax.eval_shape(
-        lambda p, x: (lambda r: (r[0], _Names(tuple(r[1]))))(model.capture(p, x)),
-        model.params,
-        images,
-    )  # type: ignore[misc]
-    return list(tensors.names)
+    logits: jax.Array, tensors: Mapping[str, jax.Array]
+) -> tuple[jax.Array, "_Names", list[jax.Array]]:
+    return logits, _Names(tuple(tensors)), list(tensors.values())
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class _Names:
+    """Names as part of a result's tree structure."""
+
     names: tuple[str, ...]
 
 
@@ -177,17 +180,18 @@ class _Suffix:
 
     def __call__(self, params: Any, tensor: jax.Array) -> jax.Array:
         model = dataclasses.replace(self.whole, params=params)
-        for dtype in (tensor.dtype, jnp.float32):
-            traced = trace_model(
-                model, _image_struct(model, self.image_shape, tensor.shape[0], dtype, tensor)
-            )
+        # The images' dtype is not known here; the one that gives the layer this dtype will do.
+        for dtype in dict.fromkeys((tensor.dtype, jnp.dtype(jnp.float32))):
+            struct = _image_struct(model, self.image_shape, tensor.shape[0], dtype, tensor)
+            traced = trace_model(model, struct)
             variable = traced.variable(self.layer)
             aval = traced.program.avals[variable]
-            if aval.dtype == tensor.dtype:
+            if (aval.dtype, aval.shape) == (tensor.dtype, tensor.shape):
                 break
-        if aval.shape != tensor.shape:
+        else:
             raise ValueError(
-                f"the tensor has shape {tensor.shape}; layer {self.layer!r} has {aval.shape}"
+                f"the tensor is {tensor.dtype} of shape {tensor.shape}; "
+                f"layer {self.layer!r} is {aval.dtype} of shape {aval.shape}"
             )
         needed, inputs = jx.ancestors(traced.program, traced.program.outputs, frozenset({variable}))
         _check_separates(traced, self.layer, inputs)
@@ -260,13 +264,15 @@ class _Edited:
         own, changes = params
         model = dataclasses.replace(self.whole, params=own)
         traced = trace_model(model, images)
-        edits: dict[int, Callable[[Any], Any]] = {}
-        for name, variable in traced.names.items():
-            if name != INPUT or any(name in change for change in changes.values()):
-                edits[variable] = _Change(name, changes)
         for change in changes.values():
             for name in change:
                 traced.variable(name)
+        touched = {name for change in changes.values() for name in change}
+        by_variable: dict[int, list[str]] = {}
+        for name, variable in traced.names.items():
+            if name != INPUT or name in touched:
+                by_variable.setdefault(variable, []).append(name)
+        edits = {v: _Change(tuple(names), changes) for v, names in by_variable.items()}
         return jx.evaluate(
             traced.program, traced.bind(own, images), traced.program.outputs, edits=edits
         )[0]
@@ -274,26 +280,36 @@ class _Edited:
 
 @dataclasses.dataclass(frozen=True)
 class _Change:
-    """Apply the changes of one layer and tag the result with the layer's name."""
+    """Apply the changes of one tensor and tag the result with its names."""
 
-    name: str
+    names: tuple[str, ...]
     changes: Mapping[str, Mapping[str, Any]]
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        shape = x.shape
         for kind, layers_ in self.changes.items():
-            if self.name in layers_:
-                x = _CHANGES[kind](x, layers_[self.name], self.name)
-        if x.shape != shape:
-            raise ValueError(f"layer {self.name!r} has shape {shape}; the edit makes it {x.shape}")
-        return checkpoint_name(x, self.name)
+            for name in self.names:
+                if name in layers_:
+                    x = _CHANGES[kind](x, layers_[name], name)
+        for name in self.names:
+            x = checkpoint_name(x, name)
+        return x
+
+
+def _like(value: Any, x: jax.Array, kind: str, name: str) -> jax.Array:
+    value = jnp.asarray(value, x.dtype)
+    try:
+        return jnp.broadcast_to(value, x.shape)
+    except ValueError:
+        raise ValueError(
+            f"{kind}[{name!r}] has shape {value.shape}; the layer has {x.shape}"
+        ) from None
 
 
 _CHANGES: Mapping[str, Callable[[jax.Array, Any, str], jax.Array]] = {
-    "replace": lambda x, value, name: jnp.broadcast_to(jnp.asarray(value, x.dtype), x.shape),
+    "replace": lambda x, value, name: _like(value, x, "replace", name),
     "gates": gate,
     "masks": mask,
-    "add": lambda x, value, name: x + jnp.asarray(value, x.dtype),
+    "add": lambda x, value, name: x + _like(value, x, "add", name),
 }
 
 

@@ -18,7 +18,7 @@ References:
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,7 @@ class At:
         weight: of an affine site, the weights with scale folded in; else None.
         bias: of an affine site, the shift, broadcastable to `out`; else None.
         linear: of an affine site, (x, w) -> x . w.
+        input_axis: of an affine site, the axis of the input's channels, if there is exactly one.
     """
 
     site: Site
@@ -51,6 +52,7 @@ class At:
     weight: Any = None
     bias: Any = None
     linear: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    input_axis: int | None = None
 
     def product(self, x: jax.Array, weight: jax.Array) -> jax.Array:
         """Return x . w."""
@@ -63,6 +65,7 @@ class At:
         return pull(signal)[0]
 
 
+@runtime_checkable
 class Rule(Protocol):
     """A hashable function of a site and of what arrives at its output."""
 

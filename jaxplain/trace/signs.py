@@ -1,0 +1,102 @@
+"""Which tensors of a program can nowhere be negative, proved from its structure."""
+
+from collections.abc import Callable, Collection
+
+import jax
+import numpy as np
+
+from jaxplain.trace.jaxpr import Atom, Constant, Equation, Program
+
+# Non-negative where the first operand is.
+_KEEP = frozenset(
+    """reshape transpose broadcast_in_dim squeeze expand_dims rev copy copy_p name reduce_sum reduce_max
+    reduce_min cumsum cummax cummin convert_element_type slice reduce_precision sharding_constraint
+    reshard pvary pcast psum psum_invariant device_put stop_gradient sqrt cbrt split reduce_window_sum
+    integer_pow floor ceil round sign sort dynamic_slice""".split()
+)
+# Non-negative where all operands are.
+_TOGETHER = frozenset(
+    """add add_any mul div concatenate min pad dot_general conv_general_dilated optimization_barrier
+    rem""".split()
+)
+_ALWAYS = frozenset("abs exp exp2 logistic square iota erfc".split())
+
+
+def nonnegative(program: Program, rectifiers: Collection[int]) -> set[int]:
+    """Return the variables that are provably nowhere negative, whatever the inputs are.
+
+    Args:
+        program: the program.
+        rectifiers: indices of equations known to be, or to end, a ReLU.
+    """
+    found: set[int] = set()
+
+    def known(atom: Atom) -> bool:
+        return atom in found if isinstance(atom, int) else constant(atom)
+
+    for index, equation in enumerate(program.equations):
+        rectified = index in rectifiers
+        for variable in equation.outputs:
+            unsigned = np.issubdtype(program.avals[variable].dtype, np.unsignedinteger)
+            if rectified or unsigned or program.avals[variable].dtype == bool:
+                found.add(variable)
+        if not rectified and _proved(equation, known):
+            found.update(equation.outputs)
+    return found
+
+
+def constant(atom: Constant) -> bool:
+    """Say whether an array is known and nowhere negative."""
+    value = atom.value
+    if isinstance(value, jax.core.Tracer) or not getattr(value, "is_fully_addressable", True):
+        return False
+    if jax.dtypes.issubdtype(jax.numpy.result_type(value), jax.dtypes.extended):
+        return False  # a random key
+    return bool(np.all(np.asarray(value) >= 0))
+
+
+def _proved(equation: Equation, known: Callable[[Atom], bool]) -> bool:
+    inputs, params, name = equation.inputs, equation.params, equation.name
+    match name:
+        case "max":
+            return any(known(a) for a in inputs)
+        case "clamp":
+            low, value, high = inputs
+            return known(high) and (known(low) or known(value))
+        case "select_n":
+            return all(known(a) for a in inputs[1:])
+        case "gather":
+            return known(inputs[0]) and params.get("fill_value") is None
+        case "dynamic_update_slice":
+            return known(inputs[0]) and known(inputs[1])
+        case "scatter" | "scatter-add":
+            return known(inputs[0]) and known(inputs[2])
+        case "integer_pow" if params["y"] % 2 == 0:
+            return True
+        case "mul" if inputs[0] == inputs[1] and isinstance(inputs[0], int):
+            return True
+        case "reduce_window_max":
+            # A window of padding alone would give -inf.
+            inside = all(
+                max(pads) < size
+                for pads, size in zip(params["padding"], params["window_dimensions"], strict=True)
+            )
+            plain = set(params["window_dilation"]) | set(params["base_dilation"]) == {1}
+            return inside and plain and known(inputs[0])
+    if name in _ALWAYS:
+        return True
+    if name in _KEEP:
+        return known(inputs[0])
+    if name in _TOGETHER:
+        return all(known(a) for a in inputs)
+    return False
+
+
+def fixed(program: Program) -> set[int]:
+    """Return the variables that depend on no input of the program: constants and what is made of them."""
+    inputs = set(program.inputs)
+    moving = set(inputs)
+    for equation in program.equations:
+        if any(isinstance(a, int) and a in moving for a in equation.inputs):
+            moving.update(equation.outputs)
+    return {v for e in program.equations for v in e.outputs} - moving
