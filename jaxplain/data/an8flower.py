@@ -21,7 +21,7 @@ Feedback Capabilities of Deep Neural Networks", ICLR 2019, §4.3 and Fig. 9 (arX
 """
 
 import multiprocessing
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -51,6 +51,9 @@ _PALETTE = {
 COLOURS = tuple(_PALETTE)
 """The class colours, in the order of their labels."""
 
+PARTS = ("petals", "stem")
+"""The parts that can carry the class."""
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -67,7 +70,7 @@ class Variant:
 
 VARIANTS = {
     variant.name: variant
-    for variant in (Variant("single_6c", ("petals",)), Variant("double_12c", ("petals", "stem")))
+    for variant in (Variant("single_6c", PARTS[:1]), Variant("double_12c", PARTS))
 }
 
 
@@ -237,7 +240,7 @@ def render_many(
     size: int = 112,
     workers: int = 1,
 ) -> Iterator[Flower]:
-    """Yields the flowers of `indices` in their order, rendered by `workers` processes.
+    """Renders the flowers of `indices`, in their order, by `workers` processes.
 
     Args:
         indices: which flowers.
@@ -247,22 +250,28 @@ def render_many(
         size: see `render`.
         workers: 1 renders in this process, as the flowers are asked for.
 
-    Yields:
-        As `render` returns.
+    Returns:
+        An iterator over flowers; it raises what `render` raises.
 
     Raises:
-        ValueError: as in `render`, or workers is 0.
-        TypeError: a number is not an integer.
+        ValueError: workers is 0.
+        TypeError: workers is not an integer.
+
+    Example:
+        >>> [flower.label for flower in render_many([3, 1], variant="single_6c", size=32)]
+        [3, 1]
     """
     one = partial(render, variant=variant, split=split, seed=seed, size=size)
     if _natural("workers", workers) == 0:
         raise ValueError("workers must be at least 1, got 0")
-    if workers == 1:
-        yield from map(one, indices)
-        return
+    return map(one, indices) if workers == 1 else _in_processes(one, iter(indices), workers)
+
+
+def _in_processes(
+    one: Callable[[int], Flower], indices: Iterator[int], workers: int
+) -> Iterator[Flower]:
     # Not fork: a copy of a process in which JAX runs its threads can hang.
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        indices = iter(indices)
         # In stretches, so that a slow reader does not fill the memory with what is rendered ahead.
         while stretch := list(islice(indices, 256 * workers)):
             yield from pool.imap(one, stretch, chunksize=16)
@@ -351,8 +360,8 @@ def _photograph(random: np.random.Generator, scene: np.ndarray, light: float) ->
     axis = np.linspace(-1, 1, size, dtype=np.float32)
     side, above = np.float32(np.sin(light)), np.float32(np.cos(light))
     gradient = exposure * (1 + fall * (side * axis[None, :] - above * axis[:, None]))
-    noise = random.standard_normal((size, size, 1), np.float32) * np.float32(
-        random.uniform(0.5, 3.0)
-    )
-    lit = scene * (gradient[..., None].astype(np.float32) * tint) + noise
+    grain = np.float32(random.uniform(0.5, 3.0))
+    # As many numbers as there are pixels: after all others, so that no scene depends on its size.
+    noise = grain * random.standard_normal((size, size), np.float32)
+    lit = scene * (gradient[..., None] * tint) + noise[..., None]
     return np.clip(np.rint(lit), 0, 255).astype(np.uint8)
