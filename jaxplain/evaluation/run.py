@@ -26,7 +26,7 @@ from jaxplain.evaluation.pointing import pointing_game
 from jaxplain.evaluation.results import METRICS, Estimate, Evaluation, MethodResult, Score
 from jaxplain.evaluation.task import Batch, Task, make_task
 
-Explain = Callable[[Any, jax.Array, jax.Array, Any], jax.Array]
+Explain = Callable[[Any, jax.Array, jax.Array, Any], Any]
 Progress = Callable[[str, int, int], None]
 Measures = dict[str, np.ndarray]
 
@@ -195,7 +195,7 @@ def _explain_all(
     """Explain all images with one method; return the measures of each image, and the times."""
     options = {"layer": layer} if _says(method, "layered") else {}
 
-    def explain(model: Any, images: jax.Array, targets: jax.Array, key: Any) -> jax.Array:
+    def explain(model: Any, images: jax.Array, targets: jax.Array, key: Any) -> Any:
         return method.explain(model, images, targets, key=key, **options).heatmap
 
     run: Explain = explain
