@@ -1,0 +1,226 @@
+"""Networks: `MODELS` says which there are, `load_model` makes one of them a `Model`."""
+
+import dataclasses
+import importlib
+import math
+import os
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxplain.model import LinenApply, Model
+from jaxplain.models.architecture import Architecture
+from jaxplain.names import unknown
+from jaxplain.preprocessing import Preprocessing
+
+SHIPPED, RANDOM = "shipped", "random"
+
+# Modules that hold `ARCHITECTURES`, read one after the other until a name is found.
+_FAMILIES = ("lenet", "zoo")
+
+
+class _Models(Mapping[str, Architecture]):
+    """The architectures of all families by name; a family is imported when it is looked at."""
+
+    def __getitem__(self, name: str) -> Architecture:
+        for architecture in self._all():
+            if architecture.name == name:
+                return architecture
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return (architecture.name for architecture in self._all())
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self._all())
+
+    def _all(self) -> Iterator[Architecture]:
+        for family in _FAMILIES:
+            yield from importlib.import_module(f"jaxplain.models.{family}").ARCHITECTURES
+
+
+MODELS: Mapping[str, Architecture] = _Models()
+
+
+def find_architecture(name: str) -> Architecture:
+    """Return a network of `MODELS`.
+
+    Raises:
+        ValueError: there is none of that name; the message gives the nearest.
+
+    Example:
+        >>> find_architecture("digits").input_shape
+        (28, 28, 1)
+        >>> find_architecture("digit")
+        Traceback (most recent call last):
+            ...
+        ValueError: unknown model 'digit'; nearest: digits
+    """
+    if name not in MODELS:
+        raise ValueError(unknown("model", name, MODELS))
+    return MODELS[name]
+
+
+def load_model(
+    name: str,
+    weights: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    *,
+    num_classes: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+) -> Model:
+    """Return a network with its weights, preprocessing and class names.
+
+    Args:
+        name: one of `MODELS`.
+        weights: None for those that ship with the package; the name of others that are published
+            ("imagenet"; downloaded once); the path of a file; a mapping of arrays; or "random" for
+            an untrained network, the same every time.
+        num_classes: length of the logits; None for that of the weights.
+        image_size: side, or (height, width), of the input; None for the network's own. What the
+            preprocessing resizes to grows with it.
+
+    Raises:
+        ValueError: an unknown name, weights that do not fit (all tensors that do not are listed), or
+            pictures too small for the network.
+        OSError: the file is missing or cannot be read, or a download failed.
+
+    Example:
+        >>> model = load_model("digits")
+        >>> model(jnp.zeros((1, *model.input_shape))).shape, model.class_names[:3]
+        ((1, 10), ('0', '1', '2'))
+    """
+    architecture = find_architecture(name)
+    if num_classes is not None and num_classes < 1:
+        raise ValueError(f"num_classes is {num_classes}; expected at least 1")
+    found = _weights(architecture, weights, num_classes)
+    preprocessing = found.preprocessing or architecture.preprocessing
+    if image_size is not None:
+        preprocessing = _at_size(preprocessing, image_size)
+    apply = LinenApply(architecture.build(found.num_classes))
+    model = _model(architecture, apply, found.variables, preprocessing, found.class_names)
+    # Tracing is cheap, and an input that leaves nothing to pool is best refused here.
+    jax.eval_shape(apply, model.params, _images(preprocessing))
+    return model
+
+
+def outline(name: str, *, num_classes: int | None = None) -> Model:
+    """Return a network without weights: its parameters are shapes, so it can only be looked at.
+
+    Example:
+        >>> [(layer.name, layer.shape) for layer in outline("digits").layers()][:2]
+        [('conv1', (24, 24, 20)), ('pool1', (12, 12, 20))]
+    """
+    architecture = find_architecture(name)
+    network = architecture.build(num_classes or architecture.num_classes)
+    images = _images(architecture.preprocessing)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), images)
+    names = architecture.class_names if num_classes is None else ()
+    return _model(architecture, LinenApply(network), shapes, architecture.preprocessing, names)
+
+
+def parameter_count(model: Model) -> int:
+    """Return how many numbers a model's parameters are.
+
+    Example:
+        >>> parameter_count(outline("digits"))
+        431080
+    """
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model.params))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    variables: Any
+    num_classes: int
+    preprocessing: Preprocessing | None
+    class_names: tuple[str, ...]
+
+
+def _weights(architecture: Architecture, weights: Any, num_classes: int | None) -> _Found:
+    """Read what the user asked for."""
+    from jaxplain.models.weights import store
+
+    if weights is None and SHIPPED not in architecture.weights:
+        raise ValueError(
+            f"no weights of {architecture.name!r} ship with the package; expected weights to be "
+            f"{_choices(architecture)}"
+        )
+    classes = num_classes or architecture.num_classes
+    names = architecture.class_names if classes == len(architecture.class_names) else ()
+    if isinstance(weights, str) and weights == RANDOM:
+        init = jax.jit(architecture.build(classes).init)
+        images = jnp.zeros((1, *architecture.input_shape))
+        return _Found(init(jax.random.key(0), images), classes, None, names)
+    if weights is None or (isinstance(weights, str) and weights == SHIPPED):
+        if SHIPPED not in architecture.weights:
+            raise ValueError(
+                f"unknown weights {SHIPPED!r} of {architecture.name!r}; expected "
+                f"{_choices(architecture)}"
+            )
+        place = resources.files("jaxplain.models.weights") / architecture.weights[SHIPPED]
+        with resources.as_file(place) as path:
+            return _own(store.load(path, architecture, num_classes))
+    if architecture.foreign is not None:
+        read = architecture.foreign(weights, classes)
+        given = names if read.class_names is None else read.class_names
+        return _Found(read.variables, classes, read.preprocessing, given)
+    if isinstance(weights, Mapping):
+        return _Found(store.from_mapping(weights, architecture, classes), classes, None, names)
+    if not isinstance(weights, str | os.PathLike):
+        raise TypeError(
+            f"weights are a {type(weights).__name__}; expected {_choices(architecture)}"
+        )
+    if not Path(weights).exists() and not Path(weights).suffix:
+        raise ValueError(
+            f"unknown weights {str(weights)!r} of {architecture.name!r}; expected "
+            f"{_choices(architecture)}"
+        )
+    return _own(store.load(weights, architecture, num_classes))
+
+
+def _own(weights: Any) -> _Found:
+    return _Found(
+        weights.variables, weights.num_classes, weights.preprocessing, weights.class_names
+    )
+
+
+def _choices(architecture: Architecture) -> str:
+    names = ", ".join(repr(name) for name in (*architecture.weights, RANDOM))
+    return f"{names}, a path or a mapping of arrays"
+
+
+def _model(
+    architecture: Architecture,
+    apply: LinenApply,
+    params: Any,
+    preprocessing: Preprocessing,
+    class_names: tuple[str, ...],
+) -> Model:
+    return Model(
+        params,
+        apply,
+        input_shape=preprocessing.input_shape,
+        preprocessing=preprocessing,
+        class_names=class_names,
+        name=architecture.name,
+        default_layer=architecture.default_layer,
+    )
+
+
+def _images(preprocessing: Preprocessing) -> Any:
+    return jax.ShapeDtypeStruct((1, *preprocessing.input_shape), jnp.float32)
+
+
+def _at_size(preprocessing: Preprocessing, image_size: int | tuple[int, int]) -> Preprocessing:
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if min(size) < 1:
+        raise ValueError(f"image_size is {image_size}; expected at least 1")
+    resize = preprocessing.resize
+    if resize is not None:
+        # The share that the centre crop keeps stays what it was.
+        resize = max(*size, round(resize * min(size) / min(preprocessing.size)))
+    return dataclasses.replace(preprocessing, size=size, resize=resize)
