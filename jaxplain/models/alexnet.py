@@ -11,6 +11,7 @@ Layers have Caffe's names: conv1 ... conv5 are activations behind the ReLU, norm
 pool1, pool2, pool5, avgpool, fc6, fc7, logits.
 
 Example:
+    >>> import jax.numpy as jnp
     >>> network = VGGF(num_classes=5)
     >>> images = jnp.zeros((1, 96, 96, 3))
     >>> shapes = jax.eval_shape(network.init, jax.random.key(0), images)
@@ -113,6 +114,7 @@ def local_response_normalization(
         ValueError: `size` is even or below one.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> x = jnp.array([3.0, 4.0]).reshape(1, 1, 1, 2)
         >>> y = local_response_normalization(x, kappa=0.0, alpha=1.0, beta=0.5)
         >>> [round(float(v), 3) for v in y.ravel()]

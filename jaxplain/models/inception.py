@@ -13,11 +13,9 @@ there; here they are Mixed_5b.avg_pool and Mixed_6a.max_pool, and the two halves
 Mixed_7c that are joined inside are Mixed_7b.branch3x3 and Mixed_7b.branch3x3dbl.
 
 Example:
-    >>> network = InceptionV3(num_classes=5)
-    >>> images = jnp.zeros((1, 96, 96, 3))
-    >>> shapes = jax.eval_shape(network.init, jax.random.key(0), images)
-    >>> jax.eval_shape(inception_v3, shapes, images).shape
-    (1, 5)
+    >>> plain, (_, middle), (_, wide), pooled = GOOGLENET["inception3a"]
+    >>> plain + middle + wide + pooled  # the channels that it joins
+    256
 """
 
 import flax.linen as nn

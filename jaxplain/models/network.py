@@ -62,7 +62,8 @@ class Taps:
 def resized(mask: jax.Array, shape: Pair) -> jax.Array:
     """Return a mask (..., h, w) at another size, bilinear and antialiased.
 
-    At its own size it is returned as it is.
+    At its own size it is returned as it is; the values stay between its least and its largest, so a
+    mask of ones stays one.
 
     Example:
         >>> resized(jnp.ones((4, 4)), (2, 2)).tolist()
@@ -73,7 +74,8 @@ def resized(mask: jax.Array, shape: Pair) -> jax.Array:
         return mask
     if not jnp.issubdtype(mask.dtype, jnp.floating):
         mask = mask.astype(jnp.float32)
-    return jax.image.resize(mask, (*mask.shape[:-2], *shape), "linear")
+    smooth = jax.image.resize(mask, (*mask.shape[:-2], *shape), "linear")
+    return smooth.clip(mask.min(), mask.max())
 
 
 class Network(nn.Module):

@@ -9,10 +9,10 @@ layer1.0.relu#1, ...
 
 Example:
     >>> network = ResNet(depth=18, num_classes=5)
-    >>> images = jnp.zeros((1, 64, 64, 3))
+    >>> images = jax.ShapeDtypeStruct((1, 64, 64, 3), "float32")
     >>> shapes = jax.eval_shape(network.init, jax.random.key(0), images)
-    >>> jax.eval_shape(resnet18, shapes, images).shape
-    (1, 5)
+    >>> shapes["params"]["layer4.1.conv2"]["kernel"].shape
+    (3, 3, 512, 512)
 """
 
 import flax.linen as nn

@@ -6,6 +6,7 @@ have Caffe's names: conv1_1 ... conv5_4 are activations behind the ReLU, pool1 .
 (only images of other sizes than 224 are changed by it), fc6, fc7, logits.
 
 Example:
+    >>> import jax.numpy as jnp
     >>> network = VGG(depth=11, num_classes=5)
     >>> images = jnp.zeros((1, 32, 32, 3))
     >>> shapes = jax.eval_shape(network.init, jax.random.key(0), images)

@@ -29,10 +29,9 @@ def cache_folder() -> Path:
     return Path(named) if named else platformdirs.user_cache_path("jaxplain")
 
 
-def download(url: str, path: Path, *, sha256: str, progress: bool = True) -> None:
-    """Download `url` to `path`; the file appears when it is complete and verified.
+def download(url: str, path: Path, *, sha256: str, progress: bool = True) -> str:
+    """Download `url` to `path` and return its SHA-256.
 
-    What an interrupted transfer has brought stays in `<path>.part`; the next call goes on there.
 
     Args:
         url: http or https.
@@ -61,11 +60,12 @@ def download(url: str, path: Path, *, sha256: str, progress: bool = True) -> Non
                 reason = f"{type(error).__name__}; what has come is kept, the next attempt goes on"
                 raise OSError(_advice(url, path, reason)) from error
     try:
-        verify(part, sha256)
+        found = verify(part, sha256)
     except ValueError:
         part.unlink()
         raise
     part.replace(path)
+    return found
 
 
 def verify(path: Path, sha256: str) -> str:

@@ -20,11 +20,11 @@ from flax import traverse_util
 from jaxplain.models import imagenet
 from jaxplain.models.architecture import Foreign
 from jaxplain.models.network import Network
-from jaxplain.models.weights import download
+from jaxplain.models.weights import download, store
 from jaxplain.models.weights.fill import fill, own_plan, torch_plan, variable_shapes
 from jaxplain.models.weights.matconvnet import matconvnet_plan, read_matconvnet
 from jaxplain.models.weights.published import PUBLISHED, Published
-from jaxplain.models.weights.safetensors_file import read_safetensors, write_safetensors
+from jaxplain.models.weights.safetensors_file import read_safetensors
 from jaxplain.models.weights.tensors import MemoryTensor, Tensors
 from jaxplain.models.weights.torch_file import read_torch
 from jaxplain.names import unknown
@@ -89,6 +89,12 @@ class Loader:
         """Return published weights: from the cache, where they are put once, in our own format."""
         import filelock
 
+        classes = len(imagenet.class_names())
+        if network.num_classes != classes:
+            raise ValueError(
+                f"weights {published.name!r} of {self.name!r} are for {classes} classes, not "
+                f"{network.num_classes}"
+            )
         folder = download.cache_folder() / "weights"
         original = folder / published.file
         converted = original.with_suffix(".safetensors")
@@ -110,33 +116,27 @@ class Loader:
             if converted.exists():  # another process was faster
                 return _from_file(network, converted)
             placed = original.exists()
-            if not placed:
-                download.download(
+            if placed:
+                digest = download.verify(original, published.sha256)
+            else:
+                digest = download.download(
                     published.url, original, sha256=published.sha256, progress=self.progress
                 )
-            digest = download.verify(original, published.sha256)
-            found = _from_file(network, original)
-            save(converted, found, network=self.name, source=published.file, sha256=digest)
+            variables = _from_torch(network, read_torch(original), str(original))
+            about = store.Weights(
+                variables,
+                self.name,
+                network.num_classes,
+                published.preprocessing,
+                recipe={"url": published.url, "sha256": digest},
+                figures={"imagenet_top1": published.top1 / 100},
+            )
+            store.save(converted, about)
             if not placed:
                 original.unlink()
-            return found
+            return Foreign(variables, published.preprocessing)
         finally:
             lock.release()
-
-
-def save(path: Path, weights: Foreign, **about: str) -> None:
-    """Write variables as our own file, with their preprocessing and class names.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    flat: Any = traverse_util.flatten_dict(weights.variables, sep="/")
-    metadata = {"format": "jaxplain", **about}
-    if weights.preprocessing is not None:
-        metadata["preprocessing"] = weights.preprocessing.to_json()
-    if weights.class_names is not None:
-        metadata["class_names"] = json.dumps(weights.class_names)
-    write_safetensors(path, flat, metadata)
 
 
 def _from_mapping(network: Network, source: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,13 +190,13 @@ def _from_safetensors(network: Network, path: Path) -> Foreign:
         return Foreign(_from_torch(network, tensors, str(path)))
     variables = fill(own_plan(shapes), shapes, tensors, source=str(path))
     preprocessing = metadata.get("preprocessing")
-    names = json.loads(metadata.get("class_names", "null"))
-    if names is not None and not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{path} has class names that are not text")
+    names = json.loads(metadata.get("class_names", "[]"))
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path} has class names that are not a list of names")
     return Foreign(
         variables,
         Preprocessing.from_json(preprocessing) if preprocessing else None,
-        None if names is None else tuple(names),
+        tuple(names) or None,
     )
 
 
