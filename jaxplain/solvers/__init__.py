@@ -1,9 +1,9 @@
 """Solvers that answer with a certificate; they know nothing of images and can be used alone.
 
 Least-squares problems arrive as Gram statistics (`gram`), are solved many at a time (`lasso`,
-`two_scale`, `mu_lasso`, `ridge`), and come back as a `Solution` with a bound on how far from optimal
-it is. Convex solutions are differentiable in their problem's data. `descend` is the projected Adam
-that mask methods use.
+`two_scale`, `mu_lasso`, `ridge`), and come back as a `Solution` with a bound on how far from
+optimal it is. Convex solutions are differentiable in their problem's data. `descend` is the
+projected Adam that mask methods use.
 """
 
 from jaxplain.solvers import gram

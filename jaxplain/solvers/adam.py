@@ -22,8 +22,8 @@ class Descent(NamedTuple):
     """The end of a descent, and the way there.
 
     Attributes:
-        solution: `value` is the last iterate, projected. `gap` is ‖x − P(x − ∇f(x))‖₂ there, which is
-            zero at a stationary point of the constrained problem; `inf` if nothing finite is known.
+        solution: `value` is the last iterate, projected. `gap` is ‖x − P(x − ∇f(x))‖₂ there, which
+            is zero at a stationary point of the constrained problem; `inf` after a breakdown.
             `steps` counts the steps that were taken, `converged` says gap ≤ tolerance.
         history: the objective before each step; constant after a breakdown.
     """
@@ -44,12 +44,12 @@ def descend(
 ) -> Descent:
     """Minimises an objective by a fixed number of projected steps.
 
-    A step whose gradient or result is not finite is not taken and ends the descent there: the value
-    stays the last good one, `converged` is False and the gap is infinite.
+    A step whose gradient or result is not finite is not taken and ends the descent there: the
+    value stays the last good one, `converged` is False and the gap is infinite.
 
     Args:
-        objective: (value, step) -> scalar. `step` counts from 0, for schedules of the objective's own
-            and for randomness, as in `jax.random.fold_in(key, step)`.
+        objective: (value, step) -> scalar. `step` counts from 0, for schedules of the objective's
+            own and for randomness, as in `jax.random.fold_in(key, step)`.
         initial: pytree of floating arrays; it is projected before the first step.
         steps: how many steps.
         learning_rate: of Adam, a number or an Optax schedule.
@@ -67,7 +67,8 @@ def descend(
 
     >>> def distance(x, step):
     ...     return jnp.sum((x - jnp.array([2.0, 0.25])) ** 2)
-    >>> found = descend(distance, jnp.zeros(2), steps=200, project=lambda x: jnp.clip(x, 0.0, 1.0))
+    >>> box = lambda x: jnp.clip(x, 0.0, 1.0)
+    >>> found = descend(distance, jnp.zeros(2), steps=200, project=box)
     >>> [round(float(x), 2) for x in found.solution.value], bool(found.solution.converged)
     ([1.0, 0.25], True)
     """
@@ -107,6 +108,6 @@ def descend(
 
     _, slope = evaluate(value, jnp.asarray(steps))
     moved = project(jax.tree.map(jnp.subtract, value, slope))
-    gap = optax.global_norm(jax.tree.map(jnp.subtract, value, moved))
+    gap = optax.tree.norm(jax.tree.map(jnp.subtract, value, moved))
     gap = lax.stop_gradient(jnp.where(running & jnp.isfinite(gap), gap, jnp.inf))
     return Descent(Solution(value, gap <= tolerance, taken, gap, jnp.zeros_like(gap)), history)

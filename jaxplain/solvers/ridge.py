@@ -42,7 +42,7 @@ class Linear(NamedTuple):
     selected: Bool[Array, " d"]
 
     def predict(self, features: Float[Array, "*n d"]) -> Float[Array, "*n"]:
-        """b + w · z for each row.
+        """The model at each row, b + w · z.
 
         >>> model = ridge(jnp.array([[0.0], [1.0]]), jnp.array([1.0, 3.0]), alpha=1e-6).value
         >>> model.predict(jnp.array([[2.0]])).round(3).tolist()
@@ -68,24 +68,25 @@ def ridge(
         targets: y.
         weights: π ≥ 0; None means 1.
         alpha: α ≥ 0 of the final fit.
-        select: "none" takes all features; "highest_weights" those with the largest |w · x| of a fit
-            with α = 0.01; "forward_selection" adds, one by one, the feature that raises the weighted
-            R² of least squares most.
+        select: "none" takes all features; "highest_weights" those with the largest |w · x| of a
+            fit with α = 0.01; "forward_selection" adds, one by one, the feature that raises the
+            weighted R² of least squares most.
         count: how many features to select; needed unless `select` is "none".
-        instance: the x by which "highest_weights" multiplies; None is the first row, which in LIME
-            is the instance itself.
+        instance: the x by which "highest_weights" multiplies; None is the first row, which in
+            LIME is the instance itself.
 
     Returns:
         Solution whose value is a `Linear`. `gap` is ½ gᵀ(Q + αI)⁻¹g with the gradient g that the
         solve left, exactly the suboptimality; where the equations are singular, which needs α = 0,
-        `ridge` says what was added to solve them. Numbers that are not finite give a zero model, not
-        converged, with an infinite gap.
+        `ridge` says what was added to solve them. Numbers that are not finite give a zero model,
+        not converged, with an infinite gap.
 
     Raises:
-        ValueError: if shapes do not fit, `select` is unknown, or `count` is missing or out of range.
+        ValueError: if shapes do not fit, `select` is unknown, `count` is missing or out of range.
 
     >>> z = jnp.array([[1.0, 1.0], [1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
-    >>> fit = ridge(z, jnp.array([3.0, 2.0, 1.0, 0.0]), alpha=0.0, select="forward_selection", count=1)
+    >>> y = jnp.array([3.0, 2.0, 1.0, 0.0])
+    >>> fit = ridge(z, y, alpha=0.0, select="forward_selection", count=1)
     >>> fit.value.coef.round(3).tolist(), fit.value.selected.tolist()
     ([2.0, 0.0], [True, False])
     """
@@ -119,7 +120,7 @@ def _ridge(
     total = jnp.where(weights.sum() > 0, weights.sum(), 1)
     mean_z = (weights[:, None] * features).sum(axis=0) / total
     mean_y = dot(weights, targets) / total
-    z, y = features - mean_z, targets - mean_y
+    z, y = features - mean_z[None, :], targets - mean_y
     gram = jnp.matmul((z * weights[:, None]).T, z, precision=lax.Precision.HIGHEST)
     corr = jnp.matmul(weights * y, z, precision=lax.Precision.HIGHEST)
 
@@ -176,7 +177,7 @@ def _forward(gram: Array, corr: Array, count: int) -> Array:
     scale = jnp.diagonal(gram)
     floor = gram.shape[0] * jnp.finfo(gram.dtype).eps * scale
 
-    def sweep(_: int, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def sweep(_: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         gram, corr, chosen = state
         left = jnp.diagonal(gram)
         # What is left of a feature that the chosen ones span is rounding, and explains nothing.

@@ -51,7 +51,7 @@ def mu_lasso(
         radius: μ ≥ 0, one for all or one a class.
         nonnegative: whether to require w ≥ 0 as well.
         method: "spg" or "fista".
-        tolerance: relative gap that counts as converged; None is √ε of the dtype. Relative to
+        tolerance: relative gap that counts as converged; None is ε^0.6 of the dtype. Relative to
             |q·w| + ½ wᵀQw, the part of the objective that the solution explains.
         max_steps: limit on the iterations of each class.
         chunk: classes solved side by side; None takes all at once. Chunks bound the memory, and

@@ -105,7 +105,7 @@ def two_scale(
         fine_rho: ρ_f > 0; of the eliminated problem, its only ρ.
         energy: Σ h y²; without it the certificate needs another factorisation.
         method: "nested", the paper's Algorithm 1, or "eliminated", ADMM on w_f alone.
-        tolerance: relative gap that counts as converged; None is √ε of the dtype.
+        tolerance: relative gap that counts as converged; None is ε^0.6 of the dtype.
         max_steps: limit on the outer iterations.
         inner_steps: limit on the iterations of each inner loop ("until some stopping criterion").
 
@@ -119,8 +119,8 @@ def two_scale(
     >>> t = jnp.array([[1.0], [1.0]])
     >>> s = two_scale(jnp.eye(1), jnp.ones(1), jnp.eye(2), jnp.array([1.0, 0.0]), t,
     ...               coarse_penalty=0.1, fine_penalty=0.2)
-    >>> s.value.coarse.round(2).tolist(), s.value.fine.round(2).tolist(), bool(s.converged)
-    ([0.85...], [0.85..., 0.0], True)
+    >>> [round(float(x), 2) for x in s.value.fine], bool(s.converged)
+    ([0.85, 0.0], True)
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}, got {method!r}")
