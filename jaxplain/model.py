@@ -43,7 +43,7 @@ class Layer:
     receptive_field: ReceptiveField | None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Model:
     """An image classifier as a pytree: `params` are its leaves, everything else is static.
 
@@ -65,8 +65,7 @@ class Model:
             otherwise.
 
     Example:
-        >>> model = Model.from_function(lambda w, x: x.mean((1, 2)) @ w, jnp.ones((3, 2)),
-        input_shape=(8, 8, 3))
+        >>> model = Model.from_function(lambda w, x: x.mean((1, 2)) @ w, jnp.ones((3, 2)))
         >>> model(jnp.ones((4, 8, 8, 3))).shape
         (4, 2)
     """
@@ -87,6 +86,19 @@ class Model:
         Keyword arguments reach `apply`: the networks of this package take `gates` and `masks`.
         """
         return self.apply(self.params, images, **edits)
+
+    def __eq__(self, other: object) -> bool:
+        """Say whether two models are made of the same arrays and equal descriptions."""
+        if not isinstance(other, Model):
+            return NotImplemented
+        (mine, structure), (others, other_structure) = map(jax.tree.flatten, (self, other))
+        return structure == other_structure and all(
+            a is b for a, b in zip(mine, others, strict=True)
+        )
+
+    def __hash__(self) -> int:
+        """Hash what is static, so that a model itself can be given to `jax.jit`."""
+        return hash(jax.tree.structure(self))
 
     def layers(self, image_shape: tuple[int, int, int] | None = None) -> tuple[Layer, ...]:
         """Return the named tensors in evaluation order, with shapes and receptive fields.

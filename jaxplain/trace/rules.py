@@ -17,6 +17,7 @@ References:
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -134,7 +135,10 @@ class Guided:
 
     def __call__(self, at: At, arriving: jax.Array) -> jax.Array:
         """Return the cotangent at the input."""
-        return jnp.where((at.x > 0) & (at.x < at.site.cap), _positive(arriving), 0)
+        opened = at.x > 0
+        if at.site.cap < math.inf:
+            opened &= at.x < at.site.cap
+        return jnp.where(opened, _positive(arriving), 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,8 +177,8 @@ class Epsilon:
 class Gamma:
     """LRP-gamma, generalised to inputs and outputs of either sign (Andeol et al. 2021).
 
-    Where z > 0, contributions that raise z are favoured: (x^+ (w + gamma w^+) + x^- (w + gamma w^-)); where z < 0,
-    those that lower it.
+    Where z > 0, contributions that raise z are favoured, x^+ (w + gamma w^+) + x^- (w + gamma w^-);
+    where z < 0, those that lower it.
     """
 
     gamma: float = 0.25
@@ -182,21 +186,22 @@ class Gamma:
 
     def __call__(self, at: At, arriving: jax.Array) -> jax.Array:
         """Return R_in / x."""
-        w, b = at.weight, at.bias
-        xp, xn = _positive(at.x), _negative(at.x)
-        raised = w + self.gamma * _positive(w), w + self.gamma * _negative(w)
-        up = at.product(xp, raised[0]) + at.product(xn, raised[1]) + b + self.gamma * _positive(b)
-        down = at.product(xp, raised[1]) + at.product(xn, raised[0]) + b + self.gamma * _negative(b)
+        w, b, gamma = at.weight, at.bias, self.gamma
+        raised, lowered = w + gamma * _positive(w), w + gamma * _negative(w)
+        up = _signed(at, raised, lowered) + b + gamma * _positive(b)
+        down = _signed(at, lowered, raised) + b + gamma * _negative(b)
         s_up = jnp.where(at.out > 0, arriving, 0) / stabilise(up, self.epsilon)
         s_down = jnp.where(at.out < 0, arriving, 0) / stabilise(down, self.epsilon)
-        for_positive = at.transpose(s_up, raised[0]) + at.transpose(s_down, raised[1])
-        for_negative = at.transpose(s_up, raised[1]) + at.transpose(s_down, raised[0])
-        return jnp.where(at.x >= 0, for_positive, for_negative)
+        return _where_signed(
+            at,
+            lambda: at.transpose(s_up, raised) + at.transpose(s_down, lowered),
+            lambda: at.transpose(s_up, lowered) + at.transpose(s_down, raised),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class AlphaBeta:
-    """LRP-alpha-beta: alpha times the shares of the raising contributions minus beta times those of the lowering ones.
+    """LRP-alpha-beta: alpha times the raising shares minus beta times the lowering ones.
 
     alpha - beta = 1. The positive (negative) part of the bias counts as a contribution.
     z^+ is alpha = 1, beta = 0.
@@ -209,22 +214,40 @@ class AlphaBeta:
     def __call__(self, at: At, arriving: jax.Array) -> jax.Array:
         """Return R_in / x."""
         wp, wn = _positive(at.weight), _negative(at.weight)
-        xp, xn = _positive(at.x), _negative(at.x)
-        raising = at.product(xp, wp) + at.product(xn, wn) + _positive(at.bias)
-        s = self.alpha * arriving / stabilise(raising, self.epsilon)
-        positive, negative = at.transpose(s, wp), at.transpose(s, wn)
-        if self.beta:
-            lowering = at.product(xp, wn) + at.product(xn, wp) + _negative(at.bias)
-            s = self.beta * arriving / stabilise(lowering, self.epsilon)
-            positive, negative = positive - at.transpose(s, wn), negative - at.transpose(s, wp)
-        return jnp.where(at.x >= 0, positive, negative)
+        raising = _signed(at, wp, wn) + _positive(at.bias)
+        up = self.alpha * arriving / stabilise(raising, self.epsilon)
+        if not self.beta:
+            return _where_signed(at, lambda: at.transpose(up, wp), lambda: at.transpose(up, wn))
+        lowering = _signed(at, wn, wp) + _negative(at.bias)
+        down = self.beta * arriving / stabilise(lowering, self.epsilon)
+        return _where_signed(
+            at,
+            lambda: at.transpose(up, wp) - at.transpose(down, wn),
+            lambda: at.transpose(up, wn) - at.transpose(down, wp),
+        )
+
+
+def _signed(at: At, for_positive: jax.Array, for_negative: jax.Array) -> jax.Array:
+    """Return x^+ . w1 + x^- . w2; one product where x is known to be nowhere negative."""
+    if at.site.nonnegative:
+        return at.product(at.x, for_positive)
+    return at.product(_positive(at.x), for_positive) + at.product(_negative(at.x), for_negative)
+
+
+def _where_signed(
+    at: At, for_positive: Callable[[], jax.Array], for_negative: Callable[[], jax.Array]
+) -> jax.Array:
+    """Return the first where x >= 0, the second elsewhere."""
+    if at.site.nonnegative:
+        return for_positive()
+    return jnp.where(at.x >= 0, for_positive(), for_negative())
 
 
 @dataclasses.dataclass(frozen=True)
 class ZBox:
-    """LRP-z^B for inputs between `low` and `high` (numbers, or one a channel): R_in = x T_w(s) - low T_w+(s) - high T_w-(s).
+    """LRP-z^B for inputs between `low` and `high`: numbers, or one a channel.
 
-    s = R / (z - low . w^+ - high . w^-).
+    R_in = x T_w(s) - low T_w+(s) - high T_w-(s), s = R / (z - low . w^+ - high . w^-).
     """
 
     low: float | tuple[float, ...]
@@ -234,12 +257,7 @@ class ZBox:
     def __call__(self, at: At, arriving: jax.Array) -> Relevance:
         """Return R_in."""
         wp, wn = _positive(at.weight), _negative(at.weight)
-        low, high = (
-            jnp.broadcast_to(
-                jnp.asarray(bound, at.x.dtype).reshape((1,) * (at.x.ndim - 1) + (-1,)), at.x.shape
-            )
-            for bound in (self.low, self.high)
-        )
+        low, high = (self._bound(name, at) for name in ("low", "high"))
         z = at.product(at.x, at.weight) - at.product(low, wp) - at.product(high, wn)
         s = arriving / stabilise(z, self.epsilon)
         return Relevance(
@@ -247,6 +265,19 @@ class ZBox:
             - low * at.transpose(s, wp)
             - high * at.transpose(s, wn)
         )
+
+    def _bound(self, name: str, at: At) -> jax.Array:
+        bound = jnp.asarray(getattr(self, name), at.x.dtype)
+        if bound.ndim:
+            axis = at.input_axis
+            channels = None if axis is None else at.x.shape[axis]
+            if bound.shape != (channels,):
+                raise ValueError(
+                    f"{name} of the box has {bound.size} values; layer {at.site.layer!r} has "
+                    f"{channels or 'no'} input channels"
+                )
+            bound = bound.reshape([-1 if d == axis else 1 for d in range(at.x.ndim)])
+        return jnp.broadcast_to(bound, at.x.shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,19 +309,11 @@ class Excitation:
         return at.transpose(divide(arriving, at.product(at.x, w)), w)
 
 
+# Activations that hand their relevance on: their slope is nowhere that of a gate.
 SMOOTH = (
-    "leaky_relu",
-    "elu",
-    "selu",
-    "celu",
-    "gelu",
-    "silu",
-    "swish",
-    "hard_swish",
-    "hard_silu",
-    "mish",
+    "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "swish", "hard_swish", "hard_silu", "mish",
     "relu6",
-)
+)  # fmt: skip
 _PASS: tuple[tuple[str, Rule], ...] = tuple((kind, Pass()) for kind in SMOOTH)
 _RELUS = frozenset({"relu", "max_pool"})
 
