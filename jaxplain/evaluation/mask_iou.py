@@ -80,8 +80,9 @@ def mask_iou(
         ValueError: shapes differ, or thresholds do not increase.
 
     Example:
-        >>> mask = jnp.zeros((1, 4, 4), bool).at[:, :2].set(True)
-        >>> result = mask_iou(mask.astype(float), mask, thresholds=(0.0, 0.5, 1.0))
+        >>> mask = np.zeros((1, 4, 4), bool)
+        >>> mask[:, :2] = True
+        >>> result = mask_iou(mask.astype(np.float32), mask, thresholds=(0.0, 0.5, 1.0))
         >>> result.curves.tolist(), result.areas.tolist()
         ([[0.5, 1.0, 1.0]], [0.875])
     """

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float
 CHUNK = 64
 
 
+@jax.jit
 def min_max(heatmaps: Float[Array, "*n h w"]) -> Float[Array, "*n h w"]:
     """Map each heat map linearly onto [0, 1]: its smallest value to 0, its largest to exactly 1.
 
@@ -45,6 +46,7 @@ def min_max(heatmaps: Float[Array, "*n h w"]) -> Float[Array, "*n h w"]:
     return jnp.where(finite(maps)[..., None, None], scaled, jnp.nan)
 
 
+@jax.jit
 def finite(heatmaps: Float[Array, "*n h w"]) -> Bool[Array, "*n"]:
     """Say of each map whether all its values are finite.
 
@@ -55,6 +57,7 @@ def finite(heatmaps: Float[Array, "*n h w"]) -> Bool[Array, "*n"]:
     return jnp.isfinite(heatmaps).all((-2, -1))
 
 
+@jax.jit
 def constant(heatmaps: Float[Array, "*n h w"]) -> Bool[Array, "*n"]:
     """Say of each map whether all its values are the same, so that it prefers no pixel.
 

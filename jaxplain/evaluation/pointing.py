@@ -63,9 +63,11 @@ def pointing_game(
         ValueError: shapes differ, or the tolerance is negative or not finite.
 
     Example:
-        >>> mask = jnp.zeros((1, 1, 32), bool).at[0, 0, 0].set(True)
-        >>> peaks = jnp.eye(32)[jnp.array([0, 14, 15]), None]  # at these distances from the mask
-        >>> pointing_game(peaks, jnp.repeat(mask, 3, 0), tolerance=15.0).tolist()
+        >>> masks = np.zeros((3, 1, 32), bool)
+        >>> masks[:, 0, 0] = True
+        >>> maps = np.zeros((3, 1, 32), np.float32)
+        >>> maps[[0, 1, 2], 0, [0, 14, 15]] = 1.0  # peaks at these distances from the mask
+        >>> pointing_game(maps, masks, tolerance=15.0).tolist()
         [1.0, 1.0, 0.0]
     """
     maps, truth = check_pair(heatmaps, masks)
