@@ -21,6 +21,7 @@ from jaxplain.methods import (
     smooth_grad,
 )
 from jaxplain.model import Layer, Model, ReceptiveField
+from jaxplain.models import MODELS, load_model
 from jaxplain.preprocessing import Preprocessing
 from jaxplain.trace import (
     Audit,
@@ -36,6 +37,7 @@ from jaxplain.trace import (
 
 __all__ = [
     "METHODS",
+    "MODELS",
     "Audit",
     "Backpropagation",
     "Explanation",
@@ -60,6 +62,7 @@ __all__ = [
     "guided_grad_cam",
     "input_x_gradient",
     "integrated_gradients",
+    "load_model",
     "lrp",
     "occlusion",
     "rules",

@@ -1,7 +1,7 @@
 """Scores: what of the logits is explained."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,10 @@ Score = Literal["logit", "probability", "log_probability", "contrast"] | ScoreFn
 
 
 def _pick(values: jax.Array, targets: jax.Array) -> jax.Array:
-    # A class that does not exist gives NaN, not some other class: under jit, failure is data.
-    return values.at[jnp.arange(targets.shape[0]), targets].get(
-        mode="fill", fill_value=jnp.nan, wrap_negative_indices=False
-    )
+    # A class that does not exist gives NaN, and NaN derivatives: under jit, failure is data.
+    valid = (targets >= 0) & (targets < values.shape[-1])
+    picked = values[jnp.arange(targets.shape[0]), jnp.clip(targets, 0, values.shape[-1] - 1)]
+    return picked * jnp.where(valid, 1, jnp.nan).astype(values.dtype)
 
 
 def logit(logits: Float[Array, "b k"], targets: Int[Array, " b"]) -> Float[Array, " b"]:
@@ -68,7 +68,7 @@ def score_fn(score: Score) -> ScoreFn:
     return SCORES[score]
 
 
-def check_targets(targets: Int[Array, " b"] | np.ndarray, logits: jax.Array) -> jax.Array:
+def check_targets(targets: Any, logits: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
     """Return the targets as an integer array, or raise naming what is wrong.
 
     Values are checked where they are known; traced targets out of range give NaN maps.

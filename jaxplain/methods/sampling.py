@@ -67,8 +67,10 @@ def occlusion(
         window=7).shape (1, 28, 28)
     """
     height, width = images.shape[1:3]
-    wh, ww = _pair(window or (max(height // 8, 1), max(width // 8, 1)), "window", (height, width))
-    sh, sw = _pair(stride or (max(wh // 2, 1), max(ww // 2, 1)), "stride", (height, width))
+    window = (max(height // 8, 1), max(width // 8, 1)) if window is None else window
+    wh, ww = _pair(window, "window", (height, width))
+    stride = (max(wh // 2, 1), max(ww // 2, 1)) if stride is None else stride
+    sh, sw = _pair(stride, "stride", (height, width))
     if sh > wh or sw > ww:
         raise ValueError(
             f"stride {(sh, sw)} exceeds window {(wh, ww)}: some pixels would never be covered"
