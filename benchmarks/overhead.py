@@ -75,9 +75,6 @@ def _network(
     compare("saliency", jxp.saliency, bare, 1.10)
     compare("guided_backprop", jxp.guided_backprop, bare, 1.10)
     compare("deconvnet", jxp.deconvnet, bare, 1.10)
-    behind = _ready(
-        functools.partial(_forward_and_backward_behind, layer=model.default_layer), *data
-    )
     compare("grad_cam", jxp.grad_cam, behind, 1.10)
     compare("excitation_backprop", jxp.excitation_backprop, bare, 2.5)
     compare("lrp_alpha2_beta1", functools.partial(jxp.lrp, rules="alpha2_beta1"), bare, 5.0)
