@@ -176,8 +176,9 @@ def render(
     canvas = Canvas(size)
     paint(plant, colours, canvas, marked=part)
     layer = canvas.layer()
-    scene = layer.colour + (1 - layer.alpha)[..., None] * behind
-    image = _photograph(random, scene, plant.light)
+    behind *= (1 - layer.alpha)[..., None]
+    behind += layer.colour
+    image = _photograph(random, behind, plant.light)
     mask = layer.marked >= 0.5
     return Flower(image, mask, tight_box(mask), label, part)
 
@@ -353,15 +354,15 @@ def _clutter_colour(random: np.random.Generator) -> Colour:
 
 
 def _photograph(random: np.random.Generator, scene: np.ndarray, light: float) -> np.ndarray:
-    """Lights the scene (S, S, 3) from one side, tints it, adds noise and rounds to uint8."""
+    """Lights a scene (S, S, 3) from one side, tints it, adds noise; uint8. Works in `scene`."""
     size = len(scene)
     exposure, fall = random.uniform((0.84, 0.0), (1.1, 0.16)).astype(np.float32)
     tint = random.uniform(0.96, 1.04, 3).astype(np.float32)
     axis = np.linspace(-1, 1, size, dtype=np.float32)
     side, above = np.float32(np.sin(light)), np.float32(np.cos(light))
-    gradient = exposure * (1 + fall * (side * axis[None, :] - above * axis[:, None]))
+    scene *= (exposure * (1 + fall * (side * axis[None, :] - above * axis[:, None])))[..., None]
+    scene *= tint
     grain = np.float32(random.uniform(0.5, 3.0))
     # As many numbers as there are pixels: after all others, so that no scene depends on its size.
-    noise = grain * random.standard_normal((size, size), np.float32)
-    lit = scene * (gradient[..., None] * tint) + noise[..., None]
-    return np.clip(np.rint(lit), 0, 255).astype(np.uint8)
+    scene += (grain * random.standard_normal((size, size), np.float32))[..., None]
+    return np.clip(np.rint(scene, out=scene), 0, 255, out=scene).astype(np.uint8)

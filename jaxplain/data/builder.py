@@ -13,6 +13,7 @@ import dataclasses
 import fcntl
 import inspect
 import io
+import json
 import logging
 import os
 import shutil
@@ -33,6 +34,8 @@ from jaxplain.names import unknown
 
 PER_CLASS = (700, 100, 200)
 """Pictures of each class for training, validation and test: 1000 in all."""
+
+_INFO = "dataset_info.json"  # written last: a folder that has it is a data set
 
 
 @dataclasses.dataclass(eq=False)
@@ -126,7 +129,7 @@ def _example(key: str, flower: Flower) -> dict[str, Any]:
 
 def _png(picture: np.ndarray) -> io.BytesIO:
     """A PNG file in memory of grey or BGR pixels; TFDS itself could only encode with TensorFlow."""
-    _, encoded = cv2.imencode(".png", picture, [cv2.IMWRITE_PNG_COMPRESSION, 3])
+    _, encoded = cv2.imencode(".png", picture, [cv2.IMWRITE_PNG_COMPRESSION, 1])
     return io.BytesIO(encoded.tobytes())
 
 
@@ -196,13 +199,15 @@ def build(
     render(0, variant=variant, size=size, seed=seed)
     config = _config(variant, size=size, seed=seed, per_class=per_class)
     folder = data_folder() if data_dir is None else Path(data_dir).absolute()
-    with _quiet():
-        builder = An8flower(data_dir=folder, config=config, file_format="array_record")
-        builder.workers, builder.progress = workers, progress
-        path = Path(builder.data_path)
-        with _alone(path.parent), TemporaryDirectory() as nothing:
-            if not builder.is_prepared():
-                builder.download_and_prepare(download_dir=nothing)
+    name = config if isinstance(config, str) else config.name
+    path = folder / An8flower.name / name / str(An8flower.VERSION)
+    with _alone(path.parent), TemporaryDirectory() as nothing, _quiet():
+        if not path.exists():
+            builder = An8flower(data_dir=folder, config=config, file_format="array_record")
+            builder.workers, builder.progress = workers, progress
+            builder.download_and_prepare(download_dir=nothing)
+        elif not (path / _INFO).exists():
+            raise ValueError(_damaged(path))
     for split in SPLITS:
         flowers(path, split)
     return path
@@ -297,9 +302,11 @@ def flowers(path: str | os.PathLike[str], split: str) -> FlowerSource:
     if split not in SPLITS:
         raise ValueError(unknown("split", split, SPLITS))
     path = Path(path)
-    if not (path / "dataset_info.json").is_file():
+    if not (path / _INFO).is_file():
         raise FileNotFoundError(f"no data set in {str(path)!r}; `jaxplain data build` makes one")
     try:
+        for metadata in (_INFO, "features.json"):
+            json.loads((path / metadata).read_bytes())  # a cut one; TFDS's own error is protobuf's
         builder: Any = tfds.builder_from_directory(path)
         info = builder.info.splits[split]
         records = sum(_records(file) for file in info.filepaths)

@@ -118,7 +118,7 @@ def test_boxes_are_tight():
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_part_wears_the_colour_of_its_class(variant):
     names = find_variant(variant).class_names
-    for flower in render_many(range(48), variant=variant):
+    for flower in render_many(range(24), variant=variant):
         worn = np.median(flower.image[flower.mask], axis=0)
         colour = names[flower.label].split()[0]
         nearest = min(COLOURS, key=lambda name: hue_distance(worn, HUES[name]))
@@ -127,7 +127,7 @@ def test_the_part_wears_the_colour_of_its_class(variant):
 
 def test_the_part_that_is_not_the_class_looks_natural():
     """White petals over a stem of class colour, a green stem under petals of class colour."""
-    for index in range(12, 36):
+    for index in range(12, 24):
         petals, stem = (render(index, variant="double_12c", label=label) for label in (0, 6))
         white = np.median(stem.image[petals.mask], axis=0)
         assert colorsys.rgb_to_hsv(*(white / 255))[1] < 0.25
@@ -138,21 +138,26 @@ def test_the_part_that_is_not_the_class_looks_natural():
 def test_class_colours_stand_outside_the_flower_too_whatever_the_class():
     """Saturated colours of all six hues lie outside the mask about equally often."""
     seen = dict.fromkeys(COLOURS, 0)
-    for flower in render_many(range(60), variant="single_6c", size=64):
+    for flower in render_many(range(36), variant="single_6c", size=64):
         outside = flower.image[~flower.mask].reshape(-1, 3)
         vivid = outside[np.ptp(outside, axis=1) > 0.5 * outside.max(axis=1)]
         hues = np.array([360 * colorsys.rgb_to_hsv(*(pixel / 255))[0] for pixel in vivid[::7]])
         for name in COLOURS:
             away = np.abs((hues - HUES[name] + 180) % 360 - 180)
             seen[name] += (away < 12).sum() > 4
-    assert min(seen.values()) > 15
+    assert min(seen.values()) > 8
     assert max(seen.values()) < 3 * min(seen.values())
 
 
+@pytest.fixture(scope="module")
+def large():
+    """Shares of the picture that the masks of twelve flowers have at high resolution."""
+    return dataset_arrays("double_12c", "train", 12, size=448).masks.mean(axis=(1, 2))
+
+
 @pytest.mark.parametrize(("size", "tolerance"), [(32, 0.4), (57, 0.25), (112, 0.12), (224, 0.06)])
-def test_every_size_shows_the_same_part(size, tolerance):
-    """Shares of the picture: a sample on an outline counts as inside, hence not quite equal."""
-    large = dataset_arrays("double_12c", "train", 12, size=448).masks.mean(axis=(1, 2))
+def test_every_size_shows_the_same_part(large, size, tolerance):
+    """A sample on an outline counts as inside, hence not quite equal."""
     small = dataset_arrays("double_12c", "train", 12, size=size).masks.mean(axis=(1, 2))
     np.testing.assert_allclose(small, large, rtol=tolerance)
 
