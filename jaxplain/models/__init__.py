@@ -84,8 +84,8 @@ def load_model(
             preprocessing resizes to grows with it.
 
     Raises:
-        ValueError: an unknown name, weights that do not fit (all tensors that do not are listed), or
-            pictures too small for the network.
+        ValueError: an unknown name, weights that do not fit (all tensors that do not are listed),
+            or pictures too small for the network.
         OSError: the file is missing or cannot be read, or a download failed.
 
     Example:
@@ -179,7 +179,7 @@ def _weights(architecture: Architecture, weights: Any, num_classes: int | None) 
             f"unknown weights {str(weights)!r} of {architecture.name!r}; expected "
             f"{_choices(architecture)}"
         )
-    return _own(store.load(weights, architecture, num_classes))
+    return _own(store.load(Path(weights), architecture, num_classes))
 
 
 def _own(weights: Any) -> _Found:

@@ -1,8 +1,8 @@
 """The package's own files of weights: safetensors that say what they are and how good they are.
 
-Beside the tensors ("params/conv1/kernel", laid out as in the network), the header holds as JSON the
-architecture, the preprocessing, the class names, the recipe of the training and the figures reached.
-Nothing in such a file is ever run.
+Beside the tensors ("params/conv1/kernel", laid out as in the network), the header holds as JSON
+the architecture, the preprocessing, the class names, the recipe of the training and the figures
+reached. Nothing in such a file is ever run.
 """
 
 import dataclasses
@@ -132,8 +132,9 @@ def variable_shapes(
 ) -> dict[tuple[str, ...], tuple[int, ...]]:
     """Return the shape of every variable of a network, by path; nothing is computed."""
     images = jax.ShapeDtypeStruct((1, *architecture.input_shape), jnp.float32)
-    shapes = jax.eval_shape(architecture.build(num_classes).init, jax.random.key(0), images)
-    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(shapes).items()}
+    shapes: Any = jax.eval_shape(architecture.build(num_classes).init, jax.random.key(0), images)
+    flat: Any = traverse_util.flatten_dict(shapes)
+    return {path: leaf.shape for path, leaf in flat.items()}
 
 
 def _json(path: str | Path, metadata: Mapping[str, str], key: str) -> Any:

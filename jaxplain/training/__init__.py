@@ -1,0 +1,21 @@
+"""Training of the networks that ship with the package."""
+
+from jaxplain.training.evidence import Evidence, find_evidence
+from jaxplain.training.fit import Epoch, Progress, TrainResult, fit, train
+from jaxplain.training.recipes import RECIPES, Data, Pictures, Recipe, find_recipe, load_data
+
+__all__ = [
+    "RECIPES",
+    "Data",
+    "Epoch",
+    "Evidence",
+    "Pictures",
+    "Progress",
+    "Recipe",
+    "TrainResult",
+    "find_evidence",
+    "find_recipe",
+    "fit",
+    "load_data",
+    "train",
+]

@@ -1,0 +1,147 @@
+"""What the shipped networks are trained on, and how."""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from jaxplain.names import unknown
+
+
+class Pictures(NamedTuple):
+    """Pictures with their classes.
+
+    Attributes:
+        images: (n, h, w, c) uint8, at the size that the network takes; c is 1 or 3.
+        labels: (n,) ints from 0.
+    """
+
+    images: UInt8[np.ndarray, "n h w c"]
+    labels: Int[np.ndarray, " n"]
+
+
+class Data(NamedTuple):
+    """What a network is trained on.
+
+    Attributes:
+        train: pictures that it learns from.
+        validation: pictures that decide when to stop and which weights to keep.
+        test: pictures that nothing depends on.
+        class_names: one a class.
+    """
+
+    train: Pictures
+    validation: Pictures
+    test: Pictures
+    class_names: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to train a network. It goes into the metadata of the weights.
+
+    Attributes:
+        name: of the recipe and of the network in `MODELS`.
+        data: "an8flower/single_6c", "an8flower/double_12c" or "digits".
+        images: pictures in the splits, (train, validation, test); None for all there are.
+        epochs: passes over the training pictures, at most.
+        patience: epochs without progress on the validation pictures after which to stop.
+        batch_size: pictures a step.
+        learning_rate: of AdamW, after a warm-up of `warmup` steps; it falls to a hundredth by half
+            a cosine.
+        warmup: steps.
+        weight_decay: of the kernels.
+        shift: each training picture is moved by up to so many pixels along each axis.
+    """
+
+    name: str
+    data: str
+    images: tuple[int, int, int] | None
+    epochs: int
+    patience: int
+    batch_size: int
+    learning_rate: float
+    warmup: int = 50
+    weight_decay: float = 1e-4
+    shift: int = 0
+
+    def __post_init__(self) -> None:
+        for field, least in (("epochs", 1), ("batch_size", 1), ("patience", 1), ("shift", 0)):
+            if getattr(self, field) < least:
+                raise ValueError(f"{field} is {getattr(self, field)}; expected at least {least}")
+        if not 0 < self.learning_rate < float("inf"):
+            raise ValueError(f"learning_rate is {self.learning_rate}; expected above zero")
+
+
+_FLOWERS = {"epochs": 6, "patience": 3, "batch_size": 32, "learning_rate": 4e-3}
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            name="an8flower-single-6c",
+            data="an8flower/single_6c",
+            images=(6000, 600, 1200),
+            **_FLOWERS,
+        ),
+        Recipe(
+            name="an8flower-double-12c",
+            data="an8flower/double_12c",
+            images=(6000, 600, 1200),
+            **_FLOWERS,
+        ),
+        Recipe(
+            name="digits",
+            data="digits",
+            images=None,
+            epochs=25,
+            patience=10,
+            batch_size=32,
+            learning_rate=1e-3,
+            shift=2,
+        ),
+    )
+}
+
+
+def find_recipe(name: str) -> Recipe:
+    """Return a recipe of `RECIPES`.
+
+    Raises:
+        ValueError: there is none of that name; the message gives the nearest.
+
+    Example:
+        >>> find_recipe("digits").batch_size
+        32
+    """
+    if name not in RECIPES:
+        raise ValueError(unknown("recipe", name, RECIPES))
+    return RECIPES[name]
+
+
+def load_data(recipe: Recipe) -> Data:
+    """Return the pictures of a recipe: flowers are rendered, digits are read.
+
+    Raises:
+        ValueError: the recipe names other data.
+    """
+    kind, _, variant = recipe.data.partition("/")
+    if kind == "digits":
+        from jaxplain.data.digits import CLASS_NAMES, digits
+
+        train, validation, test = (digits(split) for split in ("train", "validation", "test"))
+        names = CLASS_NAMES
+    elif kind == "an8flower":
+        from jaxplain.data import SPLITS
+        from jaxplain.data.an8flower import dataset_arrays, find_variant
+
+        names = find_variant(variant).class_names
+        counts = recipe.images or (len(names) * 1000,) * 3
+        train, validation, test = (
+            dataset_arrays(variant, split, n) for split, n in zip(SPLITS, counts, strict=True)
+        )
+    else:
+        raise ValueError(unknown("data", recipe.data, [r.data for r in RECIPES.values()]))
+    parts = (Pictures(part.images, part.labels) for part in (train, validation, test))
+    return Data(*parts, class_names=names)
