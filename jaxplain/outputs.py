@@ -10,7 +10,8 @@ from pathlib import Path
 def check_writable(path: Path | str) -> Path:
     """Return `path` if a file could be written there, or raise; nothing is left behind.
 
-    Call it before long work whose result goes there. Folders that are missing would be made by `replacing`.
+    Call it before long work whose result goes there. Folders that are missing would be made by
+    `replacing`.
 
     Raises:
         IsADirectoryError: a folder has that name.
@@ -23,7 +24,9 @@ def check_writable(path: Path | str) -> Path:
     """
     path = Path(path)
     if path.is_dir():
-        raise IsADirectoryError(f"cannot write {_shown(path)}: it is a folder; give a file name in it")
+        raise IsADirectoryError(
+            f"cannot write {_shown(path)}: it is a folder; give a file name in it"
+        )
     folder = path.absolute().parent
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
@@ -41,9 +44,10 @@ def check_writable(path: Path | str) -> Path:
 
 @contextlib.contextmanager
 def replacing(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary file beside `path` that takes its place at the end of the block, if the block ends well.
+    """Yield a temporary file beside `path` that takes its place if the block ends well.
 
-    If it does not, or the program is interrupted, what stood at `path` still stands there, and the temporary file is gone.
+    If it does not, or the program is interrupted, what stood at `path` still stands there, and the
+    temporary file is gone.
 
     Raises:
         OSError: the folder cannot be made or written.

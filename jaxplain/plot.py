@@ -1,11 +1,12 @@
-"""Heat maps as pictures: colours, overlays, curves and figures for notebooks. The only file that knows matplotlib.
+"""Heat maps as pictures: colours, overlays, curves, figures. The only file with matplotlib.
 
-Two colour maps, both legible to colour-blind readers: "inferno", perceptually uniform from black to pale yellow, for maps
-without a sign; "RdBu" reversed, centred on zero, red for evidence in favour and blue for evidence against, for maps with one.
+Two colour maps, both legible to colour-blind readers: "inferno", perceptually uniform from black to
+pale yellow, for maps without a sign; "RdBu" reversed, centred on zero, red for evidence in favour
+and blue for evidence against, for maps with one.
 
-Every map is divided by its own scale before it is coloured: the 99.5th percentile of its absolute values, so that a few extreme
-pixels do not darken all others. What lies beyond is clipped. Maps made visible this way can be compared in *where* they
-point, never in how strong they are.
+Every map is divided by its own scale before it is coloured: the 99.5th percentile of its absolute
+values, so that a few extreme pixels do not darken all others. What lies beyond is clipped. Maps
+made visible this way can be compared in *where* they point, never in how strong they are.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,8 +30,8 @@ Picture = UInt8[np.ndarray, "h w 3"] | UInt8[np.ndarray, "h w"]
 def scale(heatmap: Any, *, percentile: float = PERCENTILE) -> float:
     """Return the value of a map that is shown in the strongest colour.
 
-    The percentile of its absolute values; their maximum where that percentile is zero (a map of a few pixels); one where
-    the map is zero everywhere.
+    The percentile of its absolute values; their maximum where that percentile is zero (a map of a
+    few pixels); one where the map is zero everywhere.
 
     Args:
         heatmap: (H, W) finite numbers.
@@ -50,7 +51,9 @@ def scale(heatmap: Any, *, percentile: float = PERCENTILE) -> float:
     return robust or float(size.max()) or 1.0
 
 
-def levels(heatmap: Any, *, signed: bool, percentile: float = PERCENTILE) -> Float[np.ndarray, "h w"]:
+def levels(
+    heatmap: Any, *, signed: bool, percentile: float = PERCENTILE
+) -> Float[np.ndarray, "h w"]:
     """Return a map divided by its `scale` and clipped: to 0..1, or to -1..1 if signed.
 
     Without a sign, negative values count as zero.
@@ -62,10 +65,14 @@ def levels(heatmap: Any, *, signed: bool, percentile: float = PERCENTILE) -> Flo
     values = _heatmap(heatmap)
     if not signed:
         values = np.maximum(values, 0)
-    return np.clip(values / scale(values, percentile=percentile), -1 if signed else 0, 1).astype(np.float32)
+    return np.clip(values / scale(values, percentile=percentile), -1 if signed else 0, 1).astype(
+        np.float32
+    )
 
 
-def heatmap_rgb(heatmap: Any, *, signed: bool = False, percentile: float = PERCENTILE) -> UInt8[np.ndarray, "h w 3"]:
+def heatmap_rgb(
+    heatmap: Any, *, signed: bool = False, percentile: float = PERCENTILE
+) -> UInt8[np.ndarray, "h w 3"]:
     """Return a map in colours.
 
     Args:
@@ -80,13 +87,20 @@ def heatmap_rgb(heatmap: Any, *, signed: bool = False, percentile: float = PERCE
         >>> heatmap_rgb(np.zeros((1, 1)), signed=True)  # zero is almost white
         array([[[247, 246, 246]]], dtype=uint8)
     """
-    return palette(signed=signed)[_index(levels(heatmap, signed=signed, percentile=percentile), signed)]
+    return palette(signed=signed)[
+        _index(levels(heatmap, signed=signed, percentile=percentile), signed)
+    ]
 
 
 def overlay(
-    picture: Picture, heatmap: Any, *, signed: bool = False, strength: float = 0.85, percentile: float = PERCENTILE
+    picture: Picture,
+    heatmap: Any,
+    *,
+    signed: bool = False,
+    strength: float = 0.85,
+    percentile: float = PERCENTILE,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Return a map in colours laid over its picture, which is turned grey so that every colour is the map's.
+    """Return a map in colours over its picture, turned grey: every colour is the map's.
 
     The stronger the value, the less of the picture shows through: zero leaves it as it is.
 
@@ -108,7 +122,9 @@ def overlay(
     if not 0 <= strength <= 1:
         raise ValueError(f"strength is {strength}; expected 0 to 1")
     grey = _grey(picture)
-    values = _resize(levels(heatmap, signed=signed, percentile=percentile), (grey.shape[0], grey.shape[1]))
+    values = _resize(
+        levels(heatmap, signed=signed, percentile=percentile), (grey.shape[0], grey.shape[1])
+    )
     alpha = strength * opacity(values)[..., None]
     colours = palette(signed=signed)[_index(values, signed)]
     return np.round(alpha * colours + (1 - alpha) * grey[..., None]).astype(np.uint8)
@@ -138,7 +154,9 @@ def palette(*, signed: bool, size: int = 256) -> UInt8[np.ndarray, "n 3"]:
     return mpl.colormaps[COLOURS[signed]](np.linspace(0, 1, size), bytes=True)[:, :3]
 
 
-def colour_bar(*, signed: bool = False, length: int = 256, thickness: int = 12) -> UInt8[np.ndarray, "h w 3"]:
+def colour_bar(
+    *, signed: bool = False, length: int = 256, thickness: int = 12
+) -> UInt8[np.ndarray, "h w 3"]:
     """Return the colours from the lowest level (left) to the highest: (thickness, length, 3).
 
     Example:
@@ -149,11 +167,15 @@ def colour_bar(*, signed: bool = False, length: int = 256, thickness: int = 12) 
 
 
 def iou_curves(
-    curves: Mapping[str, Any], thresholds: Any, *, bands: Mapping[str, tuple[Any, Any]] | None = None
+    curves: Mapping[str, Any],
+    thresholds: Any,
+    *,
+    bands: Mapping[str, tuple[Any, Any]] | None = None,
 ) -> "Figure":
     """Draw the mean IoU of each method's thresholded maps with the mask, a small chart a method.
 
-    Every chart repeats the others' curves in grey, so that twenty methods can be told apart without twenty colours.
+    Every chart repeats the others' curves in grey, so that twenty methods can be told apart without
+    twenty colours.
 
     Args:
         curves: method name -> (T,) mean IoU.
@@ -161,7 +183,8 @@ def iou_curves(
         bands: method name -> (lower, upper), (T,) each: an interval to shade.
 
     Returns:
-        A matplotlib figure, closed for pyplot: the last expression of a notebook cell shows it once.
+        A matplotlib figure, closed for pyplot: the last expression of a notebook cell shows it
+            once.
 
     Raises:
         ValueError: no curves, or a curve of another length than the thresholds.
@@ -171,10 +194,15 @@ def iou_curves(
         raise ValueError("curves is empty; expected one curve a method")
     for name, curve in curves.items():
         if np.shape(curve) != x.shape:
-            raise ValueError(f"curves[{name!r}] has shape {np.shape(curve)}; expected {x.shape}, one value a threshold")
+            raise ValueError(
+                f"curves[{name!r}] has shape {np.shape(curve)}; expected {x.shape}, "
+                "one value a threshold"
+            )
     columns = min(5, len(curves))
     rows = -(-len(curves) // columns)
-    figure, axes = _subplots(rows, columns, size=(2.1 * columns, 1.75 * rows), sharex=True, sharey=True)
+    figure, axes = _subplots(
+        rows, columns, size=(2.1 * columns, 1.75 * rows), sharex=True, sharey=True
+    )
     for axis, (name, curve) in zip(axes.flat, curves.items(), strict=False):
         for other in curves.values():
             axis.plot(x, other, color="0.85", linewidth=0.8)
@@ -202,7 +230,8 @@ def show(picture: Picture, heatmap: Any, *, signed: bool = False, title: str = "
         title: above the map.
 
     Returns:
-        A matplotlib figure, closed for pyplot: the last expression of a notebook cell shows it once.
+        A matplotlib figure, closed for pyplot: the last expression of a notebook cell shows it
+            once.
 
     Example:
         >>> figure = show(np.zeros((8, 8), np.uint8), np.eye(8))
@@ -210,7 +239,11 @@ def show(picture: Picture, heatmap: Any, *, signed: bool = False, title: str = "
         4
     """
     figure, axes = _subplots(1, 3, size=(8.2, 2.9))
-    panels = (_rgb(picture), heatmap_rgb(heatmap, signed=signed), overlay(picture, heatmap, signed=signed))
+    panels = (
+        _rgb(picture),
+        heatmap_rgb(heatmap, signed=signed),
+        overlay(picture, heatmap, signed=signed),
+    )
     names = ("picture", title or "map", "overlay")
     for axis, panel, name in zip(axes.flat, panels, names, strict=True):
         _panel(axis, panel, name)
@@ -219,7 +252,11 @@ def show(picture: Picture, heatmap: Any, *, signed: bool = False, title: str = "
 
 
 def grid(
-    pictures: Sequence[Picture], heatmaps: Mapping[str, Any], *, signed: Sequence[str] = (), titles: Sequence[str] = ()
+    pictures: Sequence[Picture],
+    heatmaps: Mapping[str, Any],
+    *,
+    signed: Sequence[str] = (),
+    titles: Sequence[str] = (),
 ) -> "Figure":
     """Draw pictures (rows) with the overlays of several methods (columns).
 
@@ -230,31 +267,37 @@ def grid(
         titles: N row titles, or none.
 
     Returns:
-        A matplotlib figure, closed for pyplot: the last expression of a notebook cell shows it once.
+        A matplotlib figure, closed for pyplot: the last expression of a notebook cell shows it
+            once.
 
     Raises:
         ValueError: numbers of pictures, maps or titles that differ, or a signed name without maps.
 
     Example:
-        >>> figure = grid([np.zeros((8, 8), np.uint8)] * 2, {"gradient": np.ones((2, 4, 4))}, signed=["gradient"])
+        >>> maps = {"gradient": np.ones((2, 4, 4))}
+        >>> figure = grid([np.zeros((8, 8), np.uint8)] * 2, maps, signed=["gradient"])
         >>> len(figure.axes)
         5
     """
     for name, maps in heatmaps.items():
         if np.ndim(maps) != 3 or len(maps) != len(pictures):
             raise ValueError(
-                f"heatmaps[{name!r}] has shape {np.shape(maps)}; expected ({len(pictures)}, height, width), "
-                "one map a picture"
+                f"heatmaps[{name!r}] has shape {np.shape(maps)}; expected "
+                f"({len(pictures)}, height, width), one map a picture"
             )
     missing = sorted(set(signed) - set(heatmaps))
     if missing:
         raise ValueError(f"signed names {missing}, which have no maps; maps: {sorted(heatmaps)}")
     if titles and len(titles) != len(pictures):
-        raise ValueError(f"titles has {len(titles)} entries; expected {len(pictures)}, one a picture")
+        raise ValueError(
+            f"titles has {len(titles)} entries; expected {len(pictures)}, one a picture"
+        )
     if not pictures:
         raise ValueError("pictures is empty; expected at least one")
     columns = 1 + len(heatmaps)
-    figure, axes = _subplots(len(pictures), columns, size=(1.6 * columns + 0.4, 1.65 * len(pictures) + 0.2))
+    figure, axes = _subplots(
+        len(pictures), columns, size=(1.6 * columns + 0.4, 1.65 * len(pictures) + 0.2)
+    )
     for row, picture in enumerate(pictures):
         _panel(axes[row, 0], _rgb(picture), "picture" if row == 0 else "")
         if titles:
@@ -273,7 +316,9 @@ def _heatmap(heatmap: Any) -> np.ndarray:
     if values.ndim != 2 or values.size == 0:
         raise ValueError(f"heatmap has shape {values.shape}; expected (height, width)")
     if not np.isfinite(values).all():
-        raise ValueError(f"heatmap holds {int((~np.isfinite(values)).sum())} values that are not finite")
+        raise ValueError(
+            f"heatmap holds {int((~np.isfinite(values)).sum())} values that are not finite"
+        )
     return values
 
 
@@ -290,7 +335,9 @@ def _rgb(picture: np.ndarray) -> np.ndarray:
     if picture.ndim == 2:
         picture = np.repeat(picture[..., None], 3, axis=2)
     if picture.ndim != 3 or picture.shape[2] != 3:
-        raise ValueError(f"picture has shape {picture.shape}; expected (height, width, 3) or (height, width)")
+        raise ValueError(
+            f"picture has shape {picture.shape}; expected (height, width, 3) or (height, width)"
+        )
     return picture
 
 
@@ -308,11 +355,15 @@ def _resize(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(enlarged, np.float32)
 
 
-def _subplots(rows: int, columns: int, *, size: tuple[float, float], **options: Any) -> tuple["Figure", Any]:
-    """A figure that pyplot knows (so that notebooks draw it) but does not keep (so that they draw it once)."""
+def _subplots(
+    rows: int, columns: int, *, size: tuple[float, float], **options: Any
+) -> tuple["Figure", Any]:
+    """A figure that pyplot made (so that notebooks draw it) and forgot (so that they do once)."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **options)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=size, squeeze=False, layout="constrained", **options
+    )
     plt.close(figure)
     return figure, axes
 

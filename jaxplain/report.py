@@ -1,11 +1,11 @@
-"""The report: one HTML file that needs nothing else, neither the network nor a server. The only file that makes HTML.
+"""The report: one HTML file that needs nothing else. The only file that makes HTML.
 
-`Report` is plain data, arrays and strings, so that anything that explains pictures can fill one; `write_report` draws it.
-The template escapes every string, whatever file or class it names, and the page forbids itself, by a content
-security policy, any script but its own and any request at all.
+`Report` is plain data, arrays and strings, so that anything that explains pictures can fill one;
+`write_report` draws it. The template escapes every string, whatever file or class it names, and the
+page forbids itself, by a content security policy, any script but its own and any request at all.
 
-A picture is stored once. The maps laid over it are transparent PNG of 48 colours: the page can fade them, and lay them over the
-picture in grey or in colour, without a second copy.
+A picture is stored once. The maps laid over it are transparent PNG of 48 colours: the page can fade
+them, and lay them over the picture in grey or in colour, without a second copy.
 """
 
 import base64
@@ -49,8 +49,10 @@ class MethodEntry:
         layer: the layer that it explains at, where it has one.
         seconds: per image, compiled, if measured.
         compile_seconds: of tracing and compiling, if measured.
-        audit: of a rule method: which operations its rules met, one mapping a site, the same keys in each.
-        baseline: no explanation but a yardstick, such as a map of noise; it appears in the tables alone.
+        audit: of a rule method: which operations its rules met, one mapping a site, the same keys
+            in each.
+        baseline: no explanation but a yardstick, such as a map of noise; it appears in the tables
+            alone.
     """
 
     name: str
@@ -118,7 +120,8 @@ class Scores:
 
     Attributes:
         images: how many pictures were scored.
-        metrics: metric name (a key of the glossary) -> method name -> mean with interval, each in 0..1.
+        metrics: metric name (a key of the glossary) -> method name -> mean with interval, each in
+            0..1.
         thresholds: (T,) thresholds of the curves.
         curves: method name -> (T,) mean IoU.
         confidence: of the intervals, in 0..1.
@@ -179,14 +182,16 @@ def write_report(path: Path | str, report: Report) -> Path:
     """Write the page; an older file at `path` is replaced whole or left as it is.
 
     Raises:
-        ValueError: maps that are not finite (H, W), methods or classes that the section does not list.
+        ValueError: maps that are not finite (H, W), methods or classes that the section does not
+            list.
         TypeError: a picture that is not uint8.
         OSError: the folder cannot be made or written.
 
     Example:
         >>> import tempfile
-        >>> case = Case("a.png", np.zeros((8, 8), np.uint8), np.float32([0.9, 0.1]), [Explained(0, {"m": np.eye(8)})])
-        >>> section = Section("Digits", "Two classes.", ["zero", "one"], [MethodEntry("m", "A method")], [case])
+        >>> why = Explained(0, {"m": np.eye(8)})
+        >>> case = Case("a.png", np.zeros((8, 8), np.uint8), np.float32([0.9, 0.1]), [why])
+        >>> section = Section("Two", "", ["zero", "one"], [MethodEntry("m", "A method")], [case])
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     write_report(Path(folder) / "report.html", Report("Explained", "", [section])).name
         'report.html'
@@ -212,7 +217,9 @@ def render_report(report: Report) -> str:
     environment.filters |= {"percent": percent, "duration": duration, "digits": digits}
     glossary = read_glossary()
     rules = _Rules()
-    sections = [_section(section, number, rules, glossary) for number, section in enumerate(report.sections)]
+    sections = [
+        _section(section, number, rules, glossary) for number, section in enumerate(report.sections)
+    ]
     style = (TEMPLATES / "report.css").read_text(encoding="utf-8") + "\n".join(rules.lines)
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     return environment.get_template("report.html.jinja").render(
@@ -221,10 +228,13 @@ def render_report(report: Report) -> str:
         style=_inert(style),
         script=_inert(script),
         policy=(
-            f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
-            "base-uri 'none'; form-action 'none'"
+            f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; "
+            f"script-src '{_hash(script)}'; base-uri 'none'; form-action 'none'"
         ),
-        bars={signed: _png(plot.colour_bar(signed=signed, length=128, thickness=1)) for signed in (False, True)},
+        bars={
+            signed: _png(plot.colour_bar(signed=signed, length=128, thickness=1))
+            for signed in (False, True)
+        },
         percentile=plot.PERCENTILE,
         used=_used_methods(report.sections, glossary),
         glossary=glossary,
@@ -232,7 +242,7 @@ def render_report(report: Report) -> str:
 
 
 def read_glossary() -> dict[str, Any]:
-    """Return the plain-language explanations: {"methods": {name: text}, "metrics": {name: {...}}, "families": {...}}."""
+    """Return what the page says in plain words of "methods", "metrics" and "families"."""
     return tomllib.loads((TEMPLATES / "glossary.toml").read_text(encoding="utf-8"))
 
 
@@ -248,7 +258,9 @@ def percent(value: float) -> str:
         return "< 0.1 %"
     if 99.9 < hundred < 100:
         return "> 99.9 %"
-    return f"{hundred:.1f} %" if (hundred < 10 or hundred > 99) and hundred % 1 else f"{hundred:.0f} %"
+    return (
+        f"{hundred:.1f} %" if (hundred < 10 or hundred > 99) and hundred % 1 else f"{hundred:.0f} %"
+    )
 
 
 def duration(seconds: float | None) -> str:
@@ -289,7 +301,9 @@ class _Rules:
         return name
 
 
-def _section(section: Section, number: int, rules: _Rules, glossary: Mapping[str, Any]) -> dict[str, Any]:
+def _section(
+    section: Section, number: int, rules: _Rules, glossary: Mapping[str, Any]
+) -> dict[str, Any]:
     entries = {entry.name: entry for entry in section.methods}
     return {
         "data": section,
@@ -326,10 +340,14 @@ def _case(
         "picture": _picture(case.picture),
         "shade": None if case.mask is None else _shade(case.mask),
         "area": None if case.mask is None else float(np.mean(case.mask)),
-        "top": [(_class_name(section, int(index)), float(case.probabilities[index])) for index in order],
+        "top": [
+            (_class_name(section, int(index)), float(case.probabilities[index])) for index in order
+        ],
         "truth": None if case.truth is None else _class_name(section, case.truth),
         "right": case.truth is None or case.truth == int(order[0]),
-        "explained": [_explained(explained, case, section, entries) for explained in case.explained],
+        "explained": [
+            _explained(explained, case, section, entries) for explained in case.explained
+        ],
     }
 
 
@@ -337,7 +355,9 @@ def _explained(
     explained: Explained, case: Case, section: Section, entries: Mapping[str, MethodEntry]
 ) -> dict[str, Any]:
     if not 0 <= explained.target < len(case.probabilities):
-        raise ValueError(f"target is {explained.target}; expected a class, 0 to {len(case.probabilities) - 1}")
+        raise ValueError(
+            f"target is {explained.target}; expected a class, 0 to {len(case.probabilities) - 1}"
+        )
     maps = {}
     for name, heatmap in explained.heatmaps.items():
         if name not in entries:
@@ -365,17 +385,23 @@ def _families(entries: Iterable[MethodEntry], glossary: Mapping[str, Any]) -> li
         if not entry.baseline:
             families.setdefault(entry.family, []).append(entry.name)
     return [
-        {"title": glossary["families"].get(family, family), "methods": names} for family, names in families.items()
+        {"title": glossary["families"].get(family, family), "methods": names}
+        for family, names in families.items()
     ]
 
 
 def _used_methods(sections: Sequence[Section], glossary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every method of the page once, with what the glossary says of it."""
     entries = {entry.name: entry for section in sections for entry in section.methods}
-    return [{"entry": entry, "text": glossary["methods"].get(name, entry.summary)} for name, entry in entries.items()]
+    return [
+        {"entry": entry, "text": glossary["methods"].get(name, entry.summary)}
+        for name, entry in entries.items()
+    ]
 
 
-def _metrics(section: Section, entries: Mapping[str, MethodEntry], glossary: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _metrics(
+    section: Section, entries: Mapping[str, MethodEntry], glossary: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     scores = section.scores
     assert scores is not None
     metrics = []
@@ -383,9 +409,13 @@ def _metrics(section: Section, entries: Mapping[str, MethodEntry], glossary: Map
         for method in values:
             if method not in entries:
                 raise ValueError(unknown("method", method, entries))
-        real = [interval.mean for method, interval in values.items() if not entries[method].baseline]
+        real = [
+            interval.mean for method, interval in values.items() if not entries[method].baseline
+        ]
         text = glossary["metrics"].get(name, {"title": name, "short": "", "long": ""})
-        metrics.append({"name": name, "text": text, "values": values, "best": max(real, default=math.nan)})
+        metrics.append(
+            {"name": name, "text": text, "values": values, "best": max(real, default=math.nan)}
+        )
     return metrics
 
 
@@ -405,7 +435,13 @@ def _curves(scores: Scores, entries: Mapping[str, MethodEntry]) -> list[dict[str
         points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(across, up, strict=True))
         best = int(np.argmax(curve))
         curves.append(
-            {"entry": entries[name], "points": points, "top": top, "best": float(curve[best]), "at": float(x[best])}
+            {
+                "entry": entries[name],
+                "points": points,
+                "top": top,
+                "best": float(curve[best]),
+                "at": float(x[best]),
+            }
         )
     return curves
 
@@ -446,7 +482,9 @@ def _map(heatmap: np.ndarray, *, signed: bool) -> str:
     image = Image.fromarray(np.round(unit * (shades - 1)).astype(np.uint8), mode="P")
     image.putpalette(plot.palette(signed=signed, size=shades).tobytes())
     alpha = plot.opacity(np.linspace(-1 if signed else 0, 1, shades))
-    return _encoded(image, "PNG", optimize=False, transparency=np.round(255 * alpha).astype(np.uint8).tobytes())
+    return _encoded(
+        image, "PNG", optimize=False, transparency=np.round(255 * alpha).astype(np.uint8).tobytes()
+    )
 
 
 def _picture(picture: np.ndarray) -> str:
@@ -459,7 +497,7 @@ def _picture(picture: np.ndarray) -> str:
 
 
 def _shade(mask: np.ndarray) -> str:
-    """Half-opaque dark outside the mask: what laid over the picture leaves the evidence in the light."""
+    """Darkness outside the mask: laid over the picture, it leaves the evidence in the light."""
     from PIL import Image
 
     image = Image.fromarray(mask.astype(np.uint8), mode="P")
@@ -476,7 +514,9 @@ def _outline(mask: np.ndarray) -> str:
     smooth = Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.BICUBIC)
     solid = smooth.point([0] * 128 + [255] * 128)
     inner = np.asarray(solid) != np.asarray(solid.filter(ImageFilter.MaxFilter(5)))
-    outer = np.asarray(solid.filter(ImageFilter.MinFilter(3))) != np.asarray(solid.filter(ImageFilter.MaxFilter(7)))
+    outer = np.asarray(solid.filter(ImageFilter.MinFilter(3))) != np.asarray(
+        solid.filter(ImageFilter.MaxFilter(7))
+    )
     image = Image.fromarray(np.where(inner, 2, outer).astype(np.uint8), mode="P")
     image.putpalette([0, 0, 0, 0, 0, 0, 255, 255, 255])
     return _encoded(image, "PNG", optimize=True, transparency=bytes([0, 150, 255]))
@@ -499,7 +539,7 @@ def _hash(text: str) -> str:
 
 
 def _inert(text: str) -> str:
-    """Return our own style or script, which the template does not escape: it must not end its element early."""
+    """Return our own style or script, not escaped: it must not end its element early."""
     if "</" in text:
         raise ValueError("a style or script of the report contains '</'")
     return text

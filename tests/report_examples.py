@@ -6,18 +6,26 @@ from jaxplain.report import Case, Explained, Interval, MethodEntry, Report, Scor
 
 PAYLOADS = (
     "<script>document.title='stolen'</script>",
-    "\"><img src=x onerror=\"document.title='stolen'\">",
+    '"><img src=x onerror="document.title=\'stolen\'">',
     "</style></script><b>bold</b>",
     "{{ 7 * 7 }}{% raw %}",
     "javascript:alert(1)&amp;<!--",
 )
 
 
-def example(*, names=("rose", "tulip", "lily"), picture="first.png", title="What did it look at?", notes=None):
+def example(
+    *,
+    names=("rose", "tulip", "lily"),
+    picture="first.png",
+    title="What did it look at?",
+    notes=None,
+):
     """Two networks, two pictures each, three methods and a yardstick."""
     random = np.random.default_rng(0)
     methods = [
-        MethodEntry("gradient", "Gradient", family="gradients", reference="Someone 2014", seconds=0.01),
+        MethodEntry(
+            "gradient", "Gradient", family="gradients", reference="Someone 2014", seconds=0.01
+        ),
         MethodEntry(
             "lrp_epsilon_plus",
             "LRP EpsilonPlus",
@@ -46,7 +54,11 @@ def example(*, names=("rose", "tulip", "lily"), picture="first.png", title="What
             picture=random.integers(0, 256, (40, 60, 3), np.uint8),
             probabilities=np.float32([0.7, 0.2999, 0.0001]),
             explained=[
-                Explained(target, {n: random.normal(size=(20, 30)) for n in explained}, notes or {"mine": "gap 1 %"})
+                Explained(
+                    target,
+                    {n: random.normal(size=(20, 30)) for n in explained},
+                    notes or {"mine": "gap 1 %"},
+                )
                 for target in (0, 1)
             ],
             truth=number,
@@ -59,8 +71,23 @@ def example(*, names=("rose", "tulip", "lily"), picture="first.png", title="What
         title,
         "Three methods and a yardstick.",
         [
-            Section("Flowers", "Known evidence.", names, methods, [case(0, mask), case(1, mask)], {"Accuracy": "98 %"}, scores),
-            Section("Others", "None.", names, methods, [case(0, None)], skipped={"CAM": "no global average"}),
+            Section(
+                "Flowers",
+                "Known evidence.",
+                names,
+                methods,
+                [case(0, mask), case(1, mask)],
+                {"Accuracy": "98 %"},
+                scores,
+            ),
+            Section(
+                "Others",
+                "None.",
+                names,
+                methods,
+                [case(0, None)],
+                skipped={"CAM": "no global average"},
+            ),
         ],
         {"jaxplain": "0.1.0", "Seed": "0"},
     )

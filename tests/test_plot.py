@@ -57,7 +57,9 @@ def test_a_map_of_zeros_is_drawn_as_zeros():
 def test_colours_do_not_depend_on_the_unit_of_the_map(signed, factor):
     values = np.random.default_rng(0).normal(size=(8, 8))
     expected = plot.heatmap_rgb(values, signed=signed)
-    assert (np.abs(plot.heatmap_rgb(values * factor, signed=signed).astype(int) - expected) <= 3).all()
+    assert (
+        np.abs(plot.heatmap_rgb(values * factor, signed=signed).astype(int) - expected) <= 3
+    ).all()
 
 
 def test_overlays_have_the_picture_s_size_and_the_map_s_colour_where_it_is_strongest():
@@ -67,7 +69,9 @@ def test_overlays_have_the_picture_s_size_and_the_map_s_colour_where_it_is_stron
     drawn = plot.overlay(picture, heatmap, strength=1)
     assert drawn.shape == picture.shape
     assert (drawn[:, 0] == plot.palette(signed=False)[-1]).all()
-    assert (np.ptp(drawn[:, -1].astype(int), axis=1) == 0).all(), "far from the map the picture is grey"
+    assert (np.ptp(drawn[:, -1].astype(int), axis=1) == 0).all(), (
+        "far from the map the picture is grey"
+    )
 
 
 @pytest.mark.parametrize("picture", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.uint8)])
@@ -82,13 +86,29 @@ def test_overlays_take_grey_pictures_and_colours(picture):
         (lambda: plot.scale(np.array([[np.nan, np.inf]])), ValueError, "2 values"),
         (lambda: plot.scale(np.zeros((0, 2))), ValueError, r"\(0, 2\)"),
         (lambda: plot.scale(RAMP, percentile=0), ValueError, "percentile is 0"),
-        (lambda: plot.overlay(np.zeros((2, 2), np.uint8), RAMP, strength=2), ValueError, "strength is 2"),
+        (
+            lambda: plot.overlay(np.zeros((2, 2), np.uint8), RAMP, strength=2),
+            ValueError,
+            "strength is 2",
+        ),
         (lambda: plot.iou_curves({}, [0, 1]), ValueError, "curves is empty"),
-        (lambda: plot.iou_curves({"a": [1, 2, 3]}, [0, 1]), ValueError, r"curves\['a'\] has shape \(3,\)"),
+        (
+            lambda: plot.iou_curves({"a": [1, 2, 3]}, [0, 1]),
+            ValueError,
+            r"curves\['a'\] has shape \(3,\)",
+        ),
         (lambda: plot.grid([], {}), ValueError, "pictures is empty"),
-        (lambda: plot.grid([np.zeros((2, 2), np.uint8)], {"a": np.ones((2, 2, 2))}), ValueError, "one map a picture"),
+        (
+            lambda: plot.grid([np.zeros((2, 2), np.uint8)], {"a": np.ones((2, 2, 2))}),
+            ValueError,
+            "one map a picture",
+        ),
         (lambda: plot.grid([np.zeros((2, 2), np.uint8)], {}, signed=["b"]), ValueError, "'b'"),
-        (lambda: plot.grid([np.zeros((2, 2), np.uint8)], {}, titles=["x", "y"]), ValueError, "titles has 2"),
+        (
+            lambda: plot.grid([np.zeros((2, 2), np.uint8)], {}, titles=["x", "y"]),
+            ValueError,
+            "titles has 2",
+        ),
     ],
 )
 def test_bad_input_is_refused_by_name(call, error, message):
@@ -116,6 +136,9 @@ def test_figures_are_drawn_once_by_notebooks():
 def test_grids_have_a_row_a_picture_and_a_bar_for_each_kind_of_map():
     pictures = [np.zeros((6, 6), np.uint8)] * 3
     figure = plot.grid(
-        pictures, {"plain": np.ones((3, 2, 2)), "signed": -np.ones((3, 2, 2))}, signed=["signed"], titles="abc"
+        pictures,
+        {"plain": np.ones((3, 2, 2)), "signed": -np.ones((3, 2, 2))},
+        signed=["signed"],
+        titles="abc",
     )
     assert len(figure.axes) == 3 * 3 + 2

@@ -15,7 +15,21 @@ from jaxplain import plot
 from jaxplain.methods import METHODS
 from jaxplain.report import Explained, Report, Section, read_glossary, render_report, write_report
 
-VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
+VOID = {
+    "area",
+    "base",
+    "br",
+    "col",
+    "embed",
+    "hr",
+    "img",
+    "input",
+    "link",
+    "meta",
+    "source",
+    "track",
+    "wbr",
+}
 
 
 class Page(HTMLParser):
@@ -71,7 +85,9 @@ def test_styles_point_nowhere(text):
 
 
 def test_the_policy_allows_this_style_and_script_and_nothing_else(page):
-    (policy,) = [m["content"] for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy"]
+    (policy,) = [
+        m["content"] for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy"
+    ]
     import hashlib
 
     for tag in ("style", "script"):
@@ -90,8 +106,19 @@ def test_no_attribute_runs_or_styles(page):
 @pytest.mark.parametrize("payload", PAYLOADS)
 def test_names_of_classes_files_and_notes_stay_text(payload):
     plain = Page(render_report(example()))
-    page = Page(render_report(example(names=[f"{payload}{n}" for n in range(3)], picture=payload, title=payload, notes={"mine": payload})))
-    assert [tag for tag, _ in page.elements] == [tag for tag, _ in plain.elements], "no element came or went"
+    page = Page(
+        render_report(
+            example(
+                names=[f"{payload}{n}" for n in range(3)],
+                picture=payload,
+                title=payload,
+                notes={"mine": payload},
+            )
+        )
+    )
+    assert [tag for tag, _ in page.elements] == [tag for tag, _ in plain.elements], (
+        "no element came or went"
+    )
     assert payload in "".join(page.text["h4"])
     assert payload in "".join(page.text["h5"])
     assert page.text["title"] == [payload]
@@ -122,7 +149,9 @@ def test_tables_have_captions_and_scoped_heads(page):
 
 
 def test_every_map_of_every_target_is_there(page):
-    maps = [attributes["data-method"] for attributes in page.all("li") if "data-method" in attributes]
+    maps = [
+        attributes["data-method"] for attributes in page.all("li") if "data-method" in attributes
+    ]
     assert sorted(set(maps)) == ["gradient", "lrp_epsilon_plus", "mine"]
     assert len(maps) == 3 * (2 + 2 + 2)
 
@@ -144,7 +173,9 @@ def test_maps_keep_their_values_to_the_number_of_shades(signed):
     section = report.sections[0]
     method = dataclasses.replace(section.methods[0], signed=signed)
     heatmap = np.linspace(-1, 1, 200).reshape(10, 20)
-    case = dataclasses.replace(section.cases[0], mask=None, explained=[Explained(0, {"gradient": heatmap})])
+    case = dataclasses.replace(
+        section.cases[0], mask=None, explained=[Explained(0, {"gradient": heatmap})]
+    )
     page = Page(render_report(Report("t", "", [Section("s", "", "abc", [method], [case])])))
     (source,) = [a["src"] for a in page.all("img") if a["alt"].startswith("Gradient for")]
     shown = np.asarray(decode(source).convert("RGBA")).astype(int)
@@ -158,7 +189,14 @@ def test_maps_keep_their_values_to_the_number_of_shades(signed):
 
 
 def test_audits_skipped_methods_versions_and_curves_are_told(text):
-    for expected in ("conv1", "z+", "no global average", "0.1.0", "24 held-out pictures", "IoU area by class"):
+    for expected in (
+        "conv1",
+        "z+",
+        "no global average",
+        "0.1.0",
+        "24 held-out pictures",
+        "IoU area by class",
+    ):
         assert expected in text
 
 
@@ -174,12 +212,22 @@ def test_the_same_report_gives_the_same_bytes(text):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"heatmaps": {"gradient": np.full((4, 4), np.nan)}}, ValueError, "16 values that are not finite"),
-        ({"heatmaps": {"gradint": np.ones((4, 4))}}, ValueError, "unknown method 'gradint'; nearest: gradient"),
+        (
+            {"heatmaps": {"gradient": np.full((4, 4), np.nan)}},
+            ValueError,
+            "16 values that are not finite",
+        ),
+        (
+            {"heatmaps": {"gradint": np.ones((4, 4))}},
+            ValueError,
+            "unknown method 'gradint'; nearest: gradient",
+        ),
         ({"target": 9}, ValueError, "target is 9"),
     ],
 )
-def test_a_report_that_makes_no_sense_is_refused_and_the_old_file_kept(tmp_path, change, error, message):
+def test_a_report_that_makes_no_sense_is_refused_and_the_old_file_kept(
+    tmp_path, change, error, message
+):
     path = tmp_path / "report.html"
     path.write_text("old")
     report = example()

@@ -10,7 +10,9 @@ from report_examples import PAYLOADS, example
 
 from jaxplain.report import write_report
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 DRIVER = shutil.which("chromedriver") or shutil.which("chromium.chromedriver")
 MISSING = [name for name, found in (("chromium", CHROMIUM), ("chromedriver", DRIVER)) if not found]
 
@@ -71,7 +73,9 @@ def show(browser, path: Path, *, width: int, scheme: str) -> None:
     browser.get(path.as_uri())
 
 
-@pytest.fixture(params=[(w, s) for w in (390, 1280) for s in ("light", "dark")], ids=lambda p: f"{p[0]}-{p[1]}")
+@pytest.fixture(
+    params=[(w, s) for w in (390, 1280) for s in ("light", "dark")], ids=lambda p: f"{p[0]}-{p[1]}"
+)
 def shown(browser, page, request):
     width, scheme = request.param
     show(browser, page, width=width, scheme=scheme)
@@ -80,18 +84,25 @@ def shown(browser, page, request):
 
 def test_the_page_loads_whole_and_asks_the_network_for_nothing(shown, page):
     browser, width, scheme = shown
-    pictures = browser.execute_script("return [...document.images].map(i => [i.alt, i.complete && i.naturalWidth])")
+    pictures = browser.execute_script(
+        "return [...document.images].map(i => [i.alt, i.complete && i.naturalWidth])"
+    )
     assert pictures
     assert [alt for alt, size in pictures if not size] == []
 
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+    asked = [
+        e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"
+    ]
     assert {url for url in asked if not url.startswith("data:")} == {page.as_uri()}
     assert browser.get_log("browser") == []
 
     assert browser.title != "stolen"
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-    dark = browser.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(22, 21, 18)"
+    dark = (
+        browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+        == "rgb(22, 21, 18)"
+    )
     assert dark == (scheme == "dark")
 
 
@@ -108,7 +119,10 @@ def test_tab_reaches_every_control_and_shows_where_it_is(shown):
         if number is None or int(number) in reached:
             break
         reached.add(int(number))
-        if browser.execute_script("return getComputedStyle(document.activeElement).outlineStyle") == "none":
+        if (
+            browser.execute_script("return getComputedStyle(document.activeElement).outlineStyle")
+            == "none"
+        ):
             plain.add(int(number))
     assert [controls[n] for n in sorted(set(range(len(controls))) - reached)] == []
     assert [controls[n] for n in sorted(plain)] == [], "focus that cannot be seen"
@@ -118,7 +132,10 @@ def test_the_controls_do_what_they_say(browser, page):
     show(browser, page, width=1280, scheme="light")
 
     def press(text):
-        browser.execute_script("[...document.querySelectorAll('.tools button')].find(b => b.textContent == arguments[0]).click()", text)
+        browser.execute_script(
+            "[...document.querySelectorAll('.tools button')].find(b => b.textContent == arguments[0]).click()",
+            text,
+        )
 
     def style(selector, name, pseudo=""):
         script = "return getComputedStyle(document.querySelector(arguments[0]), arguments[2])[arguments[1]]"
@@ -149,7 +166,10 @@ def test_tables_sort_by_their_heads(browser, page):
         browser.execute_script(head)
         names.append(browser.execute_script(first))
     assert names == ["Gradient", "Noise"]
-    assert browser.execute_script("return document.querySelector('table.scores th').ariaSort") == "descending"
+    assert (
+        browser.execute_script("return document.querySelector('table.scores th').ariaSort")
+        == "descending"
+    )
 
 
 def test_without_a_script_nothing_is_missing_but_the_controls(browser, page):
@@ -158,5 +178,10 @@ def test_without_a_script_nothing_is_missing_but_the_controls(browser, page):
         show(browser, page, width=390, scheme="light")
     finally:
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
-    assert browser.execute_script("return document.getElementById('tools').checkVisibility()") is False
-    assert browser.execute_script("return document.querySelector('.map img').checkVisibility()") is True
+    assert (
+        browser.execute_script("return document.getElementById('tools').checkVisibility()") is False
+    )
+    assert (
+        browser.execute_script("return document.querySelector('.map img').checkVisibility()")
+        is True
+    )

@@ -1,7 +1,7 @@
-"""The command line: `jaxplain`. This file says what the commands are called and take; the work is done beside it.
+"""The command line `jaxplain`: what its commands are called and take. The work is done beside it.
 
-A ValueError, TypeError or OSError is the user's to mend: it becomes one line on standard error and exit code 2. `--debug` shows
-the traceback instead.
+A ValueError, TypeError or OSError is the user's to mend: it becomes one line on standard error and
+exit code 2. `--debug` shows the traceback instead.
 """
 
 import sys
@@ -17,7 +17,8 @@ from jaxplain.cli.console import complain
 EXAMPLES = "[bold]Examples[/bold]\n\n"
 
 
-# typer.BadParameter is a UsageError is a ClickException, in Typer's own copy of click or in click itself.
+# typer.BadParameter is a UsageError is a ClickException, in Typer's own copy of click or in click
+# itself.
 UsageError = typer.BadParameter.__mro__[1]
 
 
@@ -72,13 +73,21 @@ NoCache = Annotated[
     bool,
     typer.Option(
         "--no-cache",
-        help="Do not keep compiled programs for the next run. JAXPLAIN_COMPILATION_CACHE=off does the same.",
+        help="Do not keep compiled programs for the next run. "
+        "JAXPLAIN_COMPILATION_CACHE=off does the same.",
     ),
 ]
-Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of everything random: the same seed, the same maps.")]
+Seed = Annotated[
+    int,
+    typer.Option(min=0, max=2**32 - 1, help="Of everything random: the same seed, the same maps."),
+]
 Chunk = Annotated[
     int | None,
-    typer.Option(min=1, help="Pictures explained at once: more is faster and takes more memory.", show_default="chosen"),
+    typer.Option(
+        min=1,
+        help="Pictures explained at once: more is faster and takes more memory.",
+        show_default="chosen",
+    ),
 ]
 
 
@@ -101,26 +110,44 @@ def data(ctx: typer.Context) -> None:
     epilog=EXAMPLES
     + "jaxplain explain photo.jpg\n\n"
     + "jaxplain explain *.png --methods grad_cam,occlusion --target top5\n\n"
-    + "jaxplain explain rose.png --model an8flower-double-12c --target 'red petals' --out rose.html --npz rose.npz"
+    + "jaxplain explain rose.png --model an8flower-double-12c --target 'red petals' "
+    + "--out rose.html --npz rose.npz"
 )
 def explain(
     images: Annotated[
         list[Path],
-        typer.Argument(metavar="IMAGE...", help="Pictures: PNG or JPEG, any size, grey or in colour, EXIF-rotated or not."),
+        typer.Argument(
+            metavar="IMAGE...",
+            help="Pictures: PNG or JPEG, any size, grey or in colour, EXIF-rotated or not.",
+        ),
     ],
     model: Annotated[
         str, typer.Option(help="The classifier; [bold]jaxplain models[/bold] lists them.")
     ] = "an8flower-single-6c",
-    weights: Annotated[Path | None, typer.Option(help="Your own weights for it: a safetensors file.")] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Your own weights for it, a safetensors file; or the name of published ones, "
+            "such as imagenet."
+        ),
+    ] = None,
     methods: Annotated[
-        str, typer.Option(help="Names with commas between, or all; [bold]jaxplain methods[/bold] lists them.")
+        str,
+        typer.Option(
+            help="Names with commas between, or all; [bold]jaxplain methods[/bold] lists them."
+        ),
     ] = "all",
     target: Annotated[
-        str, typer.Option(help="What to explain: a class by name or number, top1 (the prediction) or top5.")
+        str,
+        typer.Option(
+            help="What to explain: a class by name or number, top1 (the prediction) or top5."
+        ),
     ] = "top1",
     layer: Annotated[
         str | None,
-        typer.Option(help="Layer of the methods that explain one; [bold]jaxplain models[/bold] lists them."),
+        typer.Option(
+            help="Layer of the methods that explain one; [bold]jaxplain models[/bold] lists them."
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(help="The report.")] = Path("report.html"),
     npz: Annotated[Path | None, typer.Option(help="Also write the maps as arrays.")] = None,
@@ -156,13 +183,15 @@ def explain(
 @app.command(epilog=EXAMPLES + "jaxplain demo\n\njaxplain demo --out /tmp/demo.html --flowers 600")
 def demo(
     out: Annotated[Path, typer.Option(help="The report.")] = Path("demo/report.html"),
-    flowers: Annotated[int, typer.Option(min=24, max=100_000, help="Held-out flowers to score the methods on.")] = 204,
+    flowers: Annotated[
+        int, typer.Option(min=24, max=100_000, help="Held-out flowers to score the methods on.")
+    ] = 204,
     seed: Seed = 0,
     chunk: Chunk = None,
     no_cache: NoCache = False,
     debug: Debug = False,
 ) -> None:
-    """Explains held-out flowers and handwritten digits with every method, scores each one and writes a report."""
+    """Explains held-out flowers and digits with every method, scores each, writes a report."""
     del debug
     from jaxplain.cli.demo import run
 
@@ -171,7 +200,8 @@ def demo(
 
 @app.command(epilog=EXAMPLES + "jaxplain models\n\njaxplain models an8flower-single-6c")
 def models(
-    name: Annotated[str | None, typer.Argument(help="One classifier: its layers in full.")] = None, debug: Debug = False
+    name: Annotated[str | None, typer.Argument(help="One classifier: its layers in full.")] = None,
+    debug: Debug = False,
 ) -> None:
     """Lists the classifiers, their parameters and the layers that can be explained."""
     del debug
@@ -183,13 +213,86 @@ def models(
         show_model(name)
 
 
-@app.command(epilog=EXAMPLES + "jaxplain methods\n\njaxplain explain photo.jpg --methods grad_cam,occlusion")
+@app.command(
+    epilog=EXAMPLES + "jaxplain methods\n\njaxplain explain photo.jpg --methods grad_cam,occlusion"
+)
 def methods(debug: Debug = False) -> None:
     """Lists the methods: what each does, what it needs, and where it was published."""
     del debug
     from jaxplain.cli.listing import show_methods
 
     show_methods()
+
+
+@app.command(
+    epilog=EXAMPLES
+    + "jaxplain train digits\n\n"
+    + "jaxplain train an8flower-single-6c --seed 1 --checkpoints runs/single --out own.safetensors"
+)
+def train(
+    name: Annotated[str, typer.Argument(help="The classifier; it must ship with the package.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Its weights.", show_default="NAME.safetensors")
+    ] = None,
+    checkpoints: Annotated[
+        Path | None,
+        typer.Option(help="Folder of checkpoints; the same command goes on from there."),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes over the pictures, at most.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures a step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="The highest.")] = None,
+    seed: Seed = 0,
+    no_cache: NoCache = False,
+    debug: Debug = False,
+) -> None:
+    """Trains a classifier that ships with the package anew, and says how good it is.
+
+    The same command gives the same weights, interrupted or not.
+    """
+    del debug
+    from jaxplain.cli.make import train_classifier
+
+    train_classifier(
+        name,
+        out=out or Path(f"{name}.safetensors"),
+        checkpoints=checkpoints,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+        cache=not no_cache,
+    )
+
+
+@data_app.command(
+    "build",
+    epilog=EXAMPLES
+    + "jaxplain data build single_6c\n\n"
+    + "jaxplain data build double_12c --folder data --train 100 --validation 10 --test 10",
+)
+def data_build(
+    variant: Annotated[str, typer.Argument(help="single_6c or double_12c.")],
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="Where data sets live.", show_default="JAXPLAIN_DATA, or the user's own"),
+    ] = None,
+    size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 112,
+    train: Annotated[int, typer.Option(min=1, help="Pictures a class to train on.")] = 700,
+    validation: Annotated[int, typer.Option(min=1, help="Pictures a class to choose by.")] = 100,
+    test: Annotated[int, typer.Option(min=1, help="Pictures a class held out.")] = 200,
+    seed: Seed = 0,
+    debug: Debug = False,
+) -> None:
+    """Renders the flowers with their evidence as a TensorFlow Datasets folder, without TensorFlow.
+
+    A data set that is there already is left as it is.
+    """
+    del debug
+    from jaxplain.cli.make import build_flowers
+
+    build_flowers(variant, folder=folder, size=size, seed=seed, per_class=(train, validation, test))
 
 
 def main() -> None:

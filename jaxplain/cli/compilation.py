@@ -8,7 +8,7 @@ SWITCH = "JAXPLAIN_COMPILATION_CACHE"
 
 
 def folder() -> Path:
-    """Return the folder of compiled programs: JAX_COMPILATION_CACHE_DIR, or one in the user's cache folder."""
+    """Return the folder: JAX_COMPILATION_CACHE_DIR, or one in the user's cache folder."""
     import platformdirs
 
     named = os.environ.get("JAX_COMPILATION_CACHE_DIR")

@@ -1,4 +1,4 @@
-"""What the commands write on the terminal: results on standard output, progress and errors on standard error."""
+"""The terminal: results go to standard output, progress and errors to standard error."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Advance = Callable[..., None]
-"""advance(text, steps=1): say what is being done, and that so many steps are done."""
+"""advance(text, steps=1): so many steps are done, and this comes next."""
 
 PLAIN = str.maketrans({"\n": " ", "\r": " ", "\t": " "})
 
@@ -66,7 +66,9 @@ def table(title: str, columns: Iterable[tuple[str, str]]) -> "Table":
     from rich import box
     from rich.table import Table
 
-    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    made = Table(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
+    )
     for head, side in columns:
         made.add_column(head, justify="right" if side == "right" else "left", overflow="fold")
     return made
@@ -82,11 +84,18 @@ def show_table(rows: "Table") -> None:
 
 @contextlib.contextmanager
 def progress(total: int) -> Iterator[Advance]:
-    """Show a bar of `total` steps until the block ends; nothing where standard error is no terminal.
+    """Show a bar of `total` steps until the block ends, where standard error is a terminal.
 
     Yields a function to call after each step, with what comes next.
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+    )
 
     columns = (
         SpinnerColumn(),
@@ -95,13 +104,17 @@ def progress(total: int) -> Iterator[Advance]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=err(), transient=True) as bar:
-        task = bar.add_task("starting", total=total)
-        done = 0
+    console = err()
+    quiet = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=quiet) as bar:
+        task = bar.add_task("starting", total=total or None)
+        count = 0
 
-        def advance(now: str, steps: int = 1) -> None:
-            nonlocal done
-            done += steps
-            bar.update(task, completed=done, description=one_line(now))
+        def advance(
+            now: str, steps: int = 1, *, done: int | None = None, total: int | None = None
+        ) -> None:
+            nonlocal count
+            count = count + steps if done is None else done
+            bar.update(task, completed=count, description=one_line(now), total=total)
 
         yield advance

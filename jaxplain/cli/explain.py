@@ -28,7 +28,7 @@ class Request:
 
     pictures: Sequence[Path]
     model: str
-    weights: Path | None
+    weights: str | None
     methods: str
     target: str
     layer: str | None
@@ -61,7 +61,7 @@ def run(request: Request) -> None:
         ValueError, TypeError, OSError: what the user can mend, named.
     """
     from jaxplain.methods import METHODS
-    from jaxplain.models import load_model
+    from jaxplain.models import load_model, parameter_count
 
     began = time.perf_counter()
     for path in (request.out, request.npz):
@@ -70,9 +70,6 @@ def run(request: Request) -> None:
     if request.npz is not None and request.npz.absolute() == request.out.absolute():
         raise ValueError(f"--npz and --out are the same file, {str(request.out)!r}; expected two")
     chosen = choose_methods(request.methods, METHODS)
-    for path in request.pictures:
-        if not path.is_file():
-            raise FileNotFoundError(f"picture {str(path)!r}: " + ("it is a folder" if path.is_dir() else "no such file"))
     compilation.keep(option=request.cache)
     model = load_model(request.model, weights=request.weights)
     check_layer(model, request.layer, chosen)
@@ -97,14 +94,26 @@ def run(request: Request) -> None:
         write_npz(request.npz, pictures.names, model, chances, targets, found)
     section = Section(
         title=model.name or request.model,
-        description=f"{len(pictures.names)} of your pictures, explained for {described(request.target, model)}.",
+        description=(
+            f"Your pictures, {len(pictures.names)} in all, explained for "
+            f"{described(request.target, model)}."
+        ),
         class_names=model.class_names,
-        methods=[facts.entry(METHODS[name], maps, shown_layer(model, request.layer)) for name, maps in found.items()],
+        methods=[
+            facts.entry(METHODS[name], maps, shown_layer(model, request.layer))
+            for name, maps in found.items()
+        ],
         cases=make_cases(pictures, chances, targets, found),
-        facts={"Parameters": f"{facts.count_parameters(model):,}", "Classes": str(chances.shape[1])},
+        facts={
+            "Parameters": f"{parameter_count(model):,}",
+            "Classes": str(chances.shape[1]),
+        },
         skipped=skipped,
     )
-    lead = "Each method below answers the same question in its own way: which pixels made the classifier say so?"
+    lead = (
+        "Each method below answers the same question in its own way: which pixels made the "
+        "classifier say so?"
+    )
     made = facts.of_the_run(seed=request.seed, seconds=time.perf_counter() - began)
     write_report(request.out, Report("What did the classifier look at?", lead, [section], made))
     show_answers(pictures.names, model, chances, targets)
@@ -131,14 +140,17 @@ def choose_methods(text: str, known: Mapping[str, "Method"]) -> list["Method"]:
 
 
 def check_layer(model: "Model", layer: str | None, chosen: Sequence["Method"]) -> None:
-    """Raise ValueError for a layer that the model lacks, or that none of the methods explains at."""
+    """Raise ValueError for a layer that the model lacks, or that none of the methods takes."""
     if layer is None:
         return
     names = [known.name for known in model.layers()]
     if layer not in names:
         raise ValueError(unknown("layer", layer, names))
     if not any(method.layered for method in chosen):
-        raise ValueError(f"--layer {layer} has no meaning for {', '.join(m.name for m in chosen)}: none explains a layer")
+        raise ValueError(
+            f"--layer {layer} has no meaning for {', '.join(m.name for m in chosen)}: "
+            "none explains a layer"
+        )
 
 
 def parse_target(text: str, class_names: Sequence[str]) -> int | str:
@@ -178,7 +190,8 @@ def read_pictures(paths: Sequence[Path], model: "Model") -> Pictures:
     """Read every picture, keeping of each only what the network and the report need.
 
     Raises:
-        ValueError, OSError: a file that is not a picture, or a model that does not say how to read one.
+        ValueError, OSError: a file that is not a picture, or a model that does not say how to read
+            one.
     """
     from PIL import Image
 
@@ -191,7 +204,9 @@ def read_pictures(paths: Sequence[Path], model: "Model") -> Pictures:
         for path in paths:
             picture = load_image(path)
             images.append(model.preprocessing(picture))
-            top, left, height, width = model.preprocessing.region((picture.shape[0], picture.shape[1]))
+            top, left, height, width = model.preprocessing.region(
+                (picture.shape[0], picture.shape[1])
+            )
             seen = Image.fromarray(picture[top : top + height, left : left + width])
             if model.preprocessing.channels == 1:
                 seen = seen.convert("L")
@@ -217,8 +232,8 @@ def explain_all(
     """Explain the images with every method.
 
     Returns:
-        Method name -> maps, and title -> reason of methods that cannot explain this network. Those are left out only if
-        `forgiving`, for nobody asked for them by name.
+        Method name -> maps, and title -> reason of methods that cannot explain this network. Those
+        are left out only if `forgiving`, for nobody asked for them by name.
 
     Raises:
         ValueError: a method refuses and not `forgiving`, or no method is left.
@@ -245,7 +260,9 @@ def explain_all(
                 tick=lambda title=method.title: advance(title),
             )
     if not found:
-        raise ValueError(f"no method can explain model {model.name!r}: {'; '.join(skipped.values())}")
+        raise ValueError(
+            f"no method can explain model {model.name!r}: {'; '.join(skipped.values())}"
+        )
     return found, skipped
 
 
@@ -285,8 +302,9 @@ def write_npz(
 ) -> None:
     """Write the maps as arrays, readable without pickle.
 
-    Keys: pictures (N,), class_names, probabilities (N, classes), targets (N, T), and for each method maps/NAME (N, T, H, W),
-    with stderr/NAME of the same shape and gap/NAME (N, T) where the method gives them.
+    Keys: pictures (N,), class_names, probabilities (N, classes), targets (N, T), and for each
+        method maps/NAME (N, T, H, W), with stderr/NAME of the same shape and gap/NAME (N, T) where
+        the method gives them.
     """
     shape = targets.shape
     arrays = {
@@ -319,11 +337,21 @@ def described(target: str, model: "Model") -> str:
     return f"class “{name}”"
 
 
-def show_answers(names: Sequence[str], model: "Model", chances: np.ndarray, targets: np.ndarray) -> None:
+def show_answers(
+    names: Sequence[str], model: "Model", chances: np.ndarray, targets: np.ndarray
+) -> None:
     """Print what the network answered, a line a picture."""
     from rich.text import Text
 
-    rows = table("", [("picture", "left"), ("prediction", "left"), ("probability", "right"), ("explained", "left")])
+    rows = table(
+        "",
+        [
+            ("picture", "left"),
+            ("prediction", "left"),
+            ("probability", "right"),
+            ("explained", "left"),
+        ],
+    )
     for name, row, chosen in zip(names, chances, targets, strict=True):
         best = int(row.argmax())
 

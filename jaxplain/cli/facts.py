@@ -1,6 +1,5 @@
 """What a report says about a run: predictions, lines about methods, versions."""
 
-import dataclasses
 import platform
 from importlib import metadata
 from typing import TYPE_CHECKING
@@ -34,13 +33,14 @@ def probabilities(model: "Model", images: np.ndarray, *, chunk: int) -> np.ndarr
     found = np.concatenate(parts)
     if not np.isfinite(found).all():
         raise ValueError(
-            f"model {model.name!r} answers with values that are not finite; its weights or its preprocessing are damaged"
+            f"model {model.name!r} answers with values that are not finite: "
+            "its weights or its preprocessing are damaged"
         )
     return found
 
 
 def entry(method: "Method", maps: "Maps | None", layer: str | None) -> MethodEntry:
-    """Return the report's line about a method; `layer` is what it explained at, if it is layered."""
+    """Return the report's line about a method; `layer` is where it explained, if layered."""
     return MethodEntry(
         name=method.name,
         title=method.title,
@@ -54,19 +54,6 @@ def entry(method: "Method", maps: "Maps | None", layer: str | None) -> MethodEnt
         compile_seconds=maps.compile_seconds if maps else None,
         audit=maps.audit if maps else (),
     )
-
-
-def with_options(method: "Method", **options: object) -> "Method":
-    """Return the method with other options, as far as it has them already."""
-    changed = tuple((name, options.get(name, value)) for name, value in method.options)
-    return dataclasses.replace(method, options=changed)
-
-
-def count_parameters(model: "Model") -> int:
-    """Return how many numbers the network has learned."""
-    import jax
-
-    return sum(int(np.size(leaf)) for leaf in jax.tree.leaves(model.params))
 
 
 def of_the_run(*, seed: int, seconds: float) -> dict[str, str]:

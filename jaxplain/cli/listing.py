@@ -1,31 +1,38 @@
 """`jaxplain models` and `jaxplain methods`: what there is."""
 
-from jaxplain.cli.console import say, show_table, table
-from jaxplain.cli.facts import count_parameters
+from jaxplain.cli.console import progress, say, show_table, table
 
 
 def show_models() -> None:
-    """Print every classifier that comes with weights."""
-    from jaxplain.models import MODELS, load_model
+    """Print every network."""
+    from jaxplain.models import MODELS, outline, parameter_count
 
-    rows = table("", [("model", "left"), ("input", "right"), ("classes", "right"), ("parameters", "right"), ("layers", "left")])
-    for name in MODELS:
-        model = load_model(name)
-        layers = [layer.name for layer in model.layers()]
-        size = " × ".join(map(str, model.input_shape or ()))
-        rows.add_row(name, size, str(len(model.class_names)), f"{count_parameters(model):,}", " ".join(layers))
+    heads = [("model", "left"), ("input", "right"), ("parameters", "right"), ("weights", "left")]
+    rows = table("", [*heads, ("layers", "left")])
+    with progress(len(MODELS)) as advance:
+        for name, architecture in MODELS.items():
+            model = outline(name)
+            layers = [layer.name for layer in model.layers()]
+            few = layers if len(layers) <= 10 else [*layers[:3], "…", *layers[-3:]]
+            rows.add_row(
+                name,
+                " × ".join(map(str, architecture.input_shape)),
+                f"{parameter_count(model):,}",
+                ", ".join(architecture.weights) or "your own",
+                f"{len(layers)}: {' '.join(few)}",
+            )
+            advance(name)
     show_table(rows)
+    say("jaxplain models NAME lists the layers of one.")
 
 
 def show_model(name: str) -> None:
-    """Print one classifier: layers with shapes and receptive fields, and classes."""
-    from jaxplain.models import load_model
+    """Print one network: layers with shapes and receptive fields, and classes."""
+    from jaxplain.models import find_architecture, outline, parameter_count
 
-    model = load_model(name)
-    rows = table(
-        f"{name}: {count_parameters(model):,} parameters",
-        [("layer", "left"), ("shape", "right"), ("sees", "right"), ("every", "right"), ("", "left")],
-    )
+    architecture, model = find_architecture(name), outline(name)
+    heads = [("layer", "left"), ("shape", "right"), ("sees", "right"), ("every", "right")]
+    rows = table("", [*heads, ("", "left")])
     for layer in model.layers():
         field = layer.receptive_field
         rows.add_row(
@@ -35,21 +42,26 @@ def show_model(name: str) -> None:
             "" if field is None else f"{field.stride[0]} px",
             "explained unless told otherwise" if layer.name == model.default_layer else "",
         )
+    say(f"{name}: {architecture.description}; {parameter_count(model):,} parameters")
     show_table(rows)
     if model.class_names:
-        say("classes: " + ", ".join(model.class_names))
+        few = model.class_names[:20]
+        more = len(model.class_names) - len(few)
+        say("classes: " + ", ".join(few) + (f" and {more} more" if more else ""))
 
 
 def show_methods() -> None:
     """Print every method."""
     from jaxplain.methods import METHODS
 
-    rows = table("", [("method", "left"), ("what it does", "left"), ("needs", "left"), ("reference", "left")])
+    heads = [("method", "left"), ("what it does", "left"), ("takes", "left"), ("reference", "left")]
+    rows = table("", heads)
     for method in METHODS.values():
-        needs = [
-            text
-            for text, flag in (("layer", method.layered), ("seed", method.random), ("no gradient", not method.gradient))
-            if flag
-        ]
-        rows.add_row(method.name, method.summary, ", ".join(needs), method.reference)
+        traits = (
+            ("--layer", method.layered),
+            ("--seed", method.random),
+            ("any black box", not method.gradient),
+        )
+        takes = ", ".join(text for text, true in traits if true)
+        rows.add_row(method.name, method.summary, takes, method.reference)
     show_table(rows)

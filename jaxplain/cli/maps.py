@@ -1,4 +1,4 @@
-"""Runs methods over pictures in batches of one size, so that each is compiled once, and keeps time."""
+"""Runs methods over pictures in batches of one size, each compiled once, and keeps time."""
 
 import statistics
 import time
@@ -71,20 +71,26 @@ def run_method(
     for number, start in enumerate(range(0, len(images), chunk)):
         rows = np.minimum(np.arange(start, start + chunk), len(images) - 1)
         began = time.perf_counter()
-        found = jax.block_until_ready(method.explain(model, images[rows], targets[rows], key=key, layer=layer))
+        found = jax.block_until_ready(
+            method.explain(model, images[rows], targets[rows], key=key, layer=layer)
+        )
         times.append(time.perf_counter() - began)
         if number == 0 and found.audit is not None:
             audit = tuple(found.audit.rows())
         kept = min(chunk, len(images) - start)
         fields = {"heatmaps": found.heatmap, "stderr": found.stderr, "gap": found.gap}
-        parts.append({name: np.asarray(value)[:kept] for name, value in fields.items() if value is not None})
+        parts.append(
+            {name: np.asarray(value)[:kept] for name, value in fields.items() if value is not None}
+        )
         tick()
-    joined = {name: np.concatenate([part[name] for part in parts]).astype(np.float32) for name in parts[0]}
+    joined = {
+        name: np.concatenate([part[name] for part in parts]).astype(np.float32) for name in parts[0]
+    }
     bad = ~np.isfinite(joined["heatmaps"]).all((1, 2))
     if bad.any():
         raise ValueError(
-            f"method {method.name!r} gave maps that are not finite for {int(bad.sum())} of {len(images)} pictures; "
-            "are the weights finite?"
+            f"method {method.name!r} gave maps that are not finite for {int(bad.sum())} of "
+            f"{len(images)} pictures; are the weights finite?"
         )
     steady = statistics.median(times[1:]) if len(times) > 1 else None
     return Maps(

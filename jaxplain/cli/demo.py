@@ -1,0 +1,251 @@
+"""`jaxplain demo`: every method on pictures whose evidence is known, and on real handwriting."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jaxplain.cli import compilation, facts
+from jaxplain.cli.console import note, progress, say, show_table, table
+from jaxplain.cli.explain import explain_all
+from jaxplain.cli.maps import Maps
+from jaxplain.cli.scoring import score
+from jaxplain.outputs import check_writable
+from jaxplain.report import Case, Explained, Report, Scores, Section, digits, duration, write_report
+
+if TYPE_CHECKING:
+    from jaxplain.model import Model
+
+CHUNK = 36
+SHOWN = 4
+"""Pictures of each network on the page."""
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """A network and what it is shown.
+
+    Attributes:
+        model: name of the network.
+        title: heading of its section.
+        description: what the pictures are, and what to look for.
+        variant: of the rendered flowers; None for handwritten digits.
+    """
+
+    model: str
+    title: str
+    description: str
+    variant: str | None
+
+
+EXHIBITS = (
+    Exhibit(
+        "an8flower-single-6c",
+        "Flowers: the colour of the petals",
+        "The class is the colour of the petals, one of six. Pot, centre, background and clutter "
+        "wear the same colours by chance, so a network that is right must have found the petals, "
+        "and a good map shows it: it fills the white outline.",
+        "single_6c",
+    ),
+    Exhibit(
+        "an8flower-double-12c",
+        "Flowers: petals or stem",
+        "Either the petals or the stem wear a colour; colour and part together are the class, one "
+        "of twelve. A good map moves from the petals to the stem when the class does.",
+        "double_12c",
+    ),
+    Exhibit(
+        "digits",
+        "Handwritten digits",
+        "Real handwriting, scanned at 8 × 8 and enlarged. Nobody knows which strokes ought to "
+        "decide, so nothing is scored: look for the strokes, and for the gaps, that tell a digit "
+        "from its neighbours.",
+        None,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Held-out pictures.
+
+    Attributes:
+        pictures: uint8 (N, h, w, 3) or (N, h, w).
+        labels: (N,) true classes.
+        masks: (N, h, w) known evidence, if any.
+        noun: what one of them is called.
+    """
+
+    pictures: np.ndarray
+    labels: np.ndarray
+    masks: np.ndarray | None
+    noun: str
+
+
+def run(*, out: Path, flowers: int, seed: int, chunk: int | None, cache: bool) -> None:
+    """Explain, score, write the report and print the table.
+
+    Args:
+        out: the report.
+        flowers: flowers to score on, over both networks; rounded up to whole rounds of all classes.
+        seed: of everything random.
+        chunk: pictures explained at once.
+        cache: keep compiled programs.
+
+    Raises:
+        OSError: `out` cannot be written.
+    """
+    from jaxplain.models import load_model
+
+    began = time.perf_counter()
+    check_writable(out)
+    compilation.keep(option=cache)
+    sections = []
+    for exhibit in EXHIBITS:
+        model = load_model(exhibit.model)
+        sections.append(
+            explain_exhibit(
+                exhibit, model, held_out(exhibit, flowers), seed=seed, chunk=chunk or CHUNK
+            )
+        )
+    made = facts.of_the_run(seed=seed, seconds=time.perf_counter() - began)
+    lead = (
+        "Three small classifiers, explained by every method of jaxplain on pictures that they had "
+        "never seen: two of rendered flowers, for which the evidence is known to the pixel, and "
+        "one of real handwriting."
+    )
+    write_report(out, Report("What did the classifier look at?", lead, sections, made))
+    for section in sections:
+        if section.scores is not None:
+            show_scores(section, section.scores)
+    say(out)
+
+
+def held_out(exhibit: Exhibit, flowers: int) -> Shown:
+    """Return pictures of the test split, every class equally often."""
+    if exhibit.variant is not None:
+        from jaxplain.data.an8flower import dataset_arrays
+
+        count = -(-flowers // 24) * 12
+        found = dataset_arrays(exhibit.variant, "test", count)
+        return Shown(found.images, found.labels, found.masks, "flower")
+    from jaxplain.data.digits import digits as handwritten
+
+    test = handwritten("test")
+    # The second of every class: the first of some are hardly legible at 8 x 8.
+    rows = np.array([np.flatnonzero(test.labels == label)[1] for label in range(10)])
+    return Shown(test.images[rows, ..., 0], test.labels[rows], None, "digit")
+
+
+def explain_exhibit(
+    exhibit: Exhibit, model: "Model", shown: Shown, *, seed: int, chunk: int
+) -> Section:
+    """Return a network's section: the true class of every picture explained by every method."""
+    from jaxplain.methods import METHODS
+    from jaxplain.models import parameter_count
+
+    assert model.preprocessing is not None
+    note(f"{exhibit.model}: {len(METHODS)} methods on {len(shown.pictures)} held-out pictures")
+    images = model.preprocessing.batch(list(shown.pictures))
+    chances = facts.probabilities(model, images, chunk=chunk)
+    found, skipped = explain_all(
+        list(METHODS.values()),
+        model,
+        images,
+        shown.labels,
+        seed=seed,
+        chunk=chunk,
+        layer=None,
+        forgiving=True,
+    )
+    scores, yardsticks = None, []
+    if shown.masks is not None:
+        with progress(len(found)) as advance:
+            scores, yardsticks = score(
+                METHODS,
+                found,
+                shown.masks,
+                shown.labels,
+                model.class_names,
+                seed=seed,
+                tick=lambda name: advance(f"scoring {METHODS[name].title}"),
+            )
+    correct = chances.argmax(1) == shown.labels
+    entries = [
+        facts.entry(METHODS[name], maps, model.default_layer) for name, maps in found.items()
+    ]
+    return Section(
+        title=exhibit.title,
+        description=exhibit.description,
+        class_names=model.class_names,
+        methods=[*entries, *yardsticks],
+        cases=[make_case(shown, chances, found, row) for row in chosen_rows(shown, correct)],
+        facts={
+            "Network": exhibit.model,
+            "Right on these pictures": f"{correct.sum()} of {len(correct)}",
+            "Parameters": f"{parameter_count(model):,}",
+            "Layer of CAM methods": model.default_layer or "–",
+        },
+        scores=scores,
+        skipped=skipped,
+    )
+
+
+def chosen_rows(shown: Shown, correct: np.ndarray) -> Sequence[int]:
+    """Return the pictures for the page: classes far apart, and one that was mistaken, if any."""
+    classes = int(shown.labels.max()) + 1
+    spread = np.linspace(0, classes - 1, SHOWN).round().astype(int)
+    rows = [int(np.flatnonzero(shown.labels == label)[0]) for label in spread]
+    mistaken = np.flatnonzero(~correct)
+    if len(mistaken) and int(mistaken[0]) not in rows:
+        rows.append(int(mistaken[0]))
+    return rows
+
+
+def make_case(shown: Shown, chances: np.ndarray, found: Mapping[str, Maps], row: int) -> Case:
+    """Return one picture with the maps of its true class."""
+    notes = {
+        name: f"completeness gap {maps.gap[row]:.2g}"
+        for name, maps in found.items()
+        if maps.gap is not None
+    }
+    label = int(shown.labels[row])
+    return Case(
+        name=f"Held-out {shown.noun} {row + 1}",
+        picture=shown.pictures[row],
+        probabilities=chances[row],
+        explained=[
+            Explained(label, {name: maps.heatmaps[row] for name, maps in found.items()}, notes)
+        ],
+        truth=label,
+        mask=None if shown.masks is None else shown.masks[row],
+    )
+
+
+def show_scores(section: Section, scores: Scores) -> None:
+    """Print a network's table of scores."""
+    heads = {
+        "iou_area": "IoU area",
+        "pointing": "pointing",
+        "pointing_plain": "strict",
+        "energy": "energy inside",
+    }
+    columns = [
+        ("method", "left"),
+        *((head, "right") for head in heads.values()),
+        ("a picture", "right"),
+    ]
+    rows = table(f"{section.title} ({scores.images} pictures)", columns)
+    for entry in section.methods:
+        intervals = [scores.metrics[metric].get(entry.name) for metric in heads]
+        shown = [
+            f"{digits(i.mean)} [dim]{digits(i.lower)}–{digits(i.upper)}[/dim]" if i else "–"
+            for i in intervals
+        ]
+        rows.add_row(
+            entry.title, *shown, duration(entry.seconds), style="dim" if entry.baseline else None
+        )
+    show_table(rows)

@@ -1,0 +1,92 @@
+"""`jaxplain data build` and `jaxplain train`: the data sets and the classifiers, made anew."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jaxplain.cli import compilation
+from jaxplain.cli.console import note, progress, say
+from jaxplain.outputs import check_writable
+from jaxplain.report import duration, percent
+
+if TYPE_CHECKING:
+    from jaxplain.training import Progress
+
+
+def build_flowers(
+    variant: str, *, folder: Path | None, size: int, seed: int, per_class: tuple[int, int, int]
+) -> None:
+    """Render a data set and print its folder.
+
+    Raises:
+        ValueError: an argument is out of range.
+        OSError: the folder cannot be written.
+    """
+    import os
+
+    from jaxplain.data.an8flower import find_variant
+    from jaxplain.data.builder import build
+
+    total = len(find_variant(variant).class_names) * sum(per_class)
+    with progress(total) as advance:
+        path = build(
+            variant,
+            folder,
+            size=size,
+            seed=seed,
+            per_class=per_class,
+            workers=os.cpu_count() or 1,
+            progress=lambda done, all_of_them: advance(f"rendering {variant}"),
+        )
+    say(path)
+
+
+def train_classifier(
+    name: str,
+    *,
+    out: Path,
+    checkpoints: Path | None,
+    epochs: int | None,
+    batch_size: int | None,
+    learning_rate: float | None,
+    seed: int,
+    cache: bool,
+) -> None:
+    """Train a classifier, write its weights and print how good it is.
+
+    Raises:
+        ValueError: an unknown name, or a setting out of range.
+        OSError: a folder cannot be written.
+    """
+    from jaxplain.models.weights import store
+    from jaxplain.training import find_recipe, train
+
+    find_recipe(name)
+    check_writable(out)
+    if checkpoints is not None:
+        check_writable(checkpoints / "state")
+    compilation.keep(option=cache)
+    note(f"{name}: preparing the pictures")
+    with progress(0) as advance:
+
+        def show(now: "Progress") -> None:
+            text = f"{name}: loss {now.loss:.3f}"
+            if now.history:
+                best = max(epoch.validation_accuracy for epoch in now.history)
+                text += f", {percent(best)} of the validation pictures right"
+            advance(text, done=now.step, total=now.steps)
+
+        result = train(
+            name,
+            seed=seed,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            checkpoint_dir=checkpoints,
+            progress=show,
+        )
+    store.save(out, result.weights)
+    say(
+        f"{name}: {percent(result.accuracy)} of the test pictures right after "
+        f"{len(result.history)} epochs, {duration(result.seconds)}"
+    )
+    say(out)

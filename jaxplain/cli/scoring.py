@@ -1,0 +1,121 @@
+"""How well maps that were already made agree with known evidence, as the report shows it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxplain.cli.maps import Maps
+from jaxplain.report import Interval, MethodEntry, Scores
+
+if TYPE_CHECKING:
+    from jaxplain.evaluation.results import Estimate, Evaluation
+    from jaxplain.methods import Method
+
+
+@dataclass(frozen=True)
+class Made:
+    """A method whose maps are a channel of the images that it is given."""
+
+    name: str
+    title: str
+    signed: bool
+    channel: int
+
+    def explain(self, model: Any, images: Any, targets: Any, *, key: Any, layer: Any = None) -> Any:
+        """Return the maps."""
+        from jaxplain.methods import Explanation
+
+        del model, targets, key, layer
+        return Explanation(images[..., self.channel])
+
+
+def score(
+    methods: Mapping[str, "Method"],
+    found: Mapping[str, Maps],
+    masks: np.ndarray,
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    *,
+    seed: int,
+    tick: Callable[[str], None] = lambda name: None,
+) -> tuple[Scores, list[MethodEntry]]:
+    """Score every method, and maps that know nothing of the picture, on the same pictures.
+
+    The measures and intervals are those of `jaxplain.evaluation`; only the maps need not be made
+    again.
+
+    Args:
+        methods: METHODS.
+        found: method name -> maps (N, H, W) of the true class of each picture.
+        masks: (N, H, W) the known evidence.
+        labels: (N,) the true classes.
+        class_names: of all classes.
+        seed: of the random map and of the bootstrap.
+        tick: called with the method's name when it is scored.
+
+    Returns:
+        The scores, and the report's lines for the maps that know nothing.
+    """
+    import jax
+
+    from jaxplain.evaluation.run import evaluate
+
+    stack = np.stack([maps.heatmaps for maps in found.values()], axis=-1)
+    made = [
+        Made(name, methods[name].title, methods[name].signed, channel)
+        for channel, name in enumerate(found)
+    ]
+    evaluation = evaluate(
+        SimpleNamespace(class_names=tuple(class_names)),
+        made,
+        stack,
+        labels,
+        masks,
+        key=jax.random.key(seed),
+        batch_size=len(masks),
+        progress=lambda name, done, total: tick(name),
+    )
+    baselines = [
+        MethodEntry(result.name, result.title, baseline=True)
+        for result in evaluation.results
+        if result.baseline
+    ]
+    return _scores(evaluation), baselines
+
+
+def _scores(evaluation: "Evaluation") -> Scores:
+    from jaxplain.evaluation.results import METRICS
+
+    metrics: dict[str, dict[str, Interval]] = {metric.name: {} for metric in METRICS}
+    by_class: dict[str, dict[str, float]] = {name: {} for name in evaluation.classes}
+    curves: dict[str, np.ndarray] = {}
+    for result in evaluation.results:
+        for metric, estimate in result.scores.items():
+            if (interval := _interval(estimate.mean)) is not None:
+                metrics[metric][result.name] = interval
+        for name, estimate in zip(
+            evaluation.classes, result.scores[METRICS[0].name].per_class, strict=True
+        ):
+            if estimate.value is not None:
+                by_class[name][result.name] = estimate.value
+        if None not in result.curve:
+            curves[result.name] = np.array(result.curve, np.float64)
+    return Scores(
+        images=evaluation.images,
+        metrics=metrics,
+        thresholds=np.array(evaluation.thresholds),
+        curves=curves,
+        confidence=evaluation.confidence,
+        by_class=by_class,
+    )
+
+
+def _interval(estimate: "Estimate") -> Interval | None:
+    if estimate.value is None:
+        return None
+    low = estimate.value if estimate.low is None else estimate.low
+    high = estimate.value if estimate.high is None else estimate.high
+    return Interval(estimate.value, low, high)
