@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from jaxplain.data.an8flower import FlowerArrays, dataset_arrays, find_variant, render
 from jaxplain.model import Model
 from jaxplain.preprocessing import Preprocessing
-from jaxplain.training.fit import normalise
+from jaxplain.training.predict import normalise
 
 _CHUNK = 50
 _PATCH = 16

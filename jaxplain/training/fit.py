@@ -22,20 +22,20 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, UInt8
 
-from jaxplain.models import find_architecture
+from jaxplain.models import find_architecture, load_model
 from jaxplain.models.lenet import LeNet, fold_batch_norm
 from jaxplain.models.weights.store import Weights
 from jaxplain.preprocessing import Preprocessing
 from jaxplain.training.checkpoints import Checkpoints
-from jaxplain.training.recipes import Data, Pictures, Recipe, find_recipe, load_data
+from jaxplain.training.evidence import find_evidence
+from jaxplain.training.predict import normalise, predict
+from jaxplain.training.recipes import Data, Recipe, find_recipe, load_data
 
 SYNC = 10
 """Steps between two looks at the loss."""
 
 SAVE = 50
 """Steps between two checkpoints."""
-
-_PREDICT = 100
 
 
 class Epoch(NamedTuple):
@@ -129,7 +129,8 @@ def train(
         progress: called every few steps.
 
     Returns:
-        The weights of the best epoch and what they reach.
+        The weights of the best epoch and what they reach. Of rendered flowers, where that is
+        known, their figures also say what the network goes by: see `Evidence`.
 
     Raises:
         ValueError: an unknown recipe, a setting out of range, pictures that do not fit the network,
@@ -140,8 +141,16 @@ def train(
     recipe = dataclasses.replace(
         find_recipe(name), **{key: value for key, value in given.items() if value is not None}
     )
-    data = load_data(recipe) if data is None else data
-    return fit(recipe, data, seed=seed, checkpoint_dir=checkpoint_dir, progress=progress)
+    own = load_data(recipe) if data is None else data
+    result = fit(recipe, own, seed=seed, checkpoint_dir=checkpoint_dir, progress=progress)
+    kind, _, variant = recipe.data.partition("/")
+    if data is not None or kind != "an8flower":
+        return result
+    model = load_model(name, result.weights.variables, num_classes=result.weights.num_classes)
+    evidence = find_evidence(model, variant)._asdict()
+    found = {f"evidence_{key}": value for key, value in evidence.items()}
+    figures = {**result.weights.figures, **found}
+    return result._replace(weights=dataclasses.replace(result.weights, figures=figures))
 
 
 def fit(
@@ -186,39 +195,6 @@ def fit(
         figures={**figures, "test_pictures": len(data.test.labels)},
     )
     return TrainResult(weights, history, accuracy, time.perf_counter() - began)
-
-
-def predict(
-    network: Any, variables: Any, pictures: Pictures, preprocessing: Preprocessing
-) -> Float[np.ndarray, "n classes"]:
-    """Return the logits of pictures, computed a hundred at a time."""
-    logits = []
-    for start in range(0, len(pictures.images), _PREDICT):
-        images = pictures.images[start : start + _PREDICT]
-        # The last ones are filled up, so that one program serves all.
-        padded = np.pad(images, [(0, _PREDICT - len(images)), (0, 0), (0, 0), (0, 0)])
-        found = _logits(network, preprocessing, variables, padded)
-        logits.append(np.asarray(found)[: len(images)])
-    return np.concatenate(logits)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _logits(
-    network: Any, preprocessing: Preprocessing, variables: Any, images: jax.Array
-) -> jax.Array:
-    return network.apply(variables, normalise(images, preprocessing))
-
-
-def normalise(
-    images: UInt8[Array, "b h w c"] | UInt8[np.ndarray, "b h w c"], preprocessing: Preprocessing
-) -> Float[Array, "b h w c"]:
-    """Return the network's inputs of pictures that have its size: `preprocessing` on the device."""
-    mean, std = (
-        jnp.asarray(values, jnp.float32).reshape(1, 1, 1, -1)
-        for values in (preprocessing.mean, preprocessing.std)
-    )
-    inputs = (jnp.asarray(images, jnp.float32) / 255 - mean) / std * preprocessing.scale
-    return inputs[..., ::-1] if preprocessing.order == "BGR" else inputs
 
 
 @dataclasses.dataclass(frozen=True)

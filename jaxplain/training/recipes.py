@@ -74,7 +74,7 @@ class Recipe:
             raise ValueError(f"learning_rate is {self.learning_rate}; expected above zero")
 
 
-_FLOWERS = {"epochs": 6, "patience": 3, "batch_size": 32, "learning_rate": 4e-3}
+_FLOWERS = {"epochs": 5, "patience": 2, "batch_size": 32, "learning_rate": 4e-3}
 
 RECIPES = {
     recipe.name: recipe

@@ -1,0 +1,47 @@
+"""What a network says of many pictures."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from jaxplain.preprocessing import Preprocessing
+from jaxplain.training.recipes import Pictures
+
+_PREDICT = 100
+
+
+def predict(
+    network: Any, variables: Any, pictures: Pictures, preprocessing: Preprocessing
+) -> Float[np.ndarray, "n classes"]:
+    """Return the logits of pictures, computed a hundred at a time."""
+    logits = []
+    for start in range(0, len(pictures.images), _PREDICT):
+        images = pictures.images[start : start + _PREDICT]
+        # The last ones are filled up, so that one program serves all.
+        padded = np.pad(images, [(0, _PREDICT - len(images)), (0, 0), (0, 0), (0, 0)])
+        found = _logits(network, preprocessing, variables, padded)
+        logits.append(np.asarray(found)[: len(images)])
+    return np.concatenate(logits)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _logits(
+    network: Any, preprocessing: Preprocessing, variables: Any, images: jax.Array
+) -> jax.Array:
+    return network.apply(variables, normalise(images, preprocessing))
+
+
+def normalise(
+    images: UInt8[Array, "b h w c"] | UInt8[np.ndarray, "b h w c"], preprocessing: Preprocessing
+) -> Float[Array, "b h w c"]:
+    """Return the network's inputs of pictures that have its size: `preprocessing` on the device."""
+    mean, std = (
+        jnp.asarray(values, jnp.float32).reshape(1, 1, 1, -1)
+        for values in (preprocessing.mean, preprocessing.std)
+    )
+    inputs = (jnp.asarray(images, jnp.float32) / 255 - mean) / std * preprocessing.scale
+    return inputs[..., ::-1] if preprocessing.order == "BGR" else inputs
