@@ -67,12 +67,18 @@ class Audit:
 
 
 def inspect(
-    program: Program, found: Survey, rules: RuleSet, path: Collection[int], *, strict: bool
+    program: Program,
+    found: Survey,
+    rules: RuleSet,
+    path: Collection[int],
+    whole: Collection[int],
+    *,
+    strict: bool,
 ) -> Audit:
-    """Audit the equations of `path`.
+    """Audit the equations of `path`, a part of those of `whole`.
 
     Raises:
-        UncoveredError: strict, and something is not covered or nothing matched.
+        UncoveredError: strict, and something in `path` is not covered or nothing in `whole` matched.
     """
     sites, uncovered = _lines(program, found, rules, path)
     kinds = {s.kind for s in sites}
@@ -89,10 +95,11 @@ def inspect(
             "(see jaxplain.rules), or pass strict=False to use the derivative there."
         )
     if strict and rules.require and not kinds & set(rules.require):
-        raise UncoveredError(
-            f"{rules.name} matched nothing: between the layers asked for, the network has no "
-            + " or ".join(rules.require)
-        )
+        everywhere = {s.kind for s in _lines(program, found, rules, whole)[0]}
+        if not everywhere & set(rules.require):
+            raise UncoveredError(
+                f"{rules.name} matched nothing: the network has no {' or '.join(rules.require)}"
+            )
     unused = tuple(kind for kind, _ in rules.rules if kind not in kinds)
     return Audit(rules.name, tuple(sites), unused, tuple(uncovered))
 

@@ -190,8 +190,10 @@ class Sweep:
         Raises:
             UncoveredError: strict, and something is not covered.
         """
-        path = self._path(map(self._variable, seeds), map(self._variable, layers))
-        return inspect(self._traced.program, self._tape.survey, rules, path, strict=strict)
+        start = [self._variable(name) for name in seeds]
+        path = self._path(start, [self._variable(name) for name in layers])
+        whole = self._path(start, [self._traced.image])
+        return inspect(self._traced.program, self._tape.survey, rules, path, whole, strict=strict)
 
     def pull(
         self,
@@ -231,7 +233,8 @@ class Sweep:
             found = survey(program, [self._traced.image], self._labels, cuts=start)
             tape = tape._replace(survey=found)
         path = self._path(start, wanted.values())
-        inspect(program, tape.survey, rules, path, strict=strict)
+        whole = self._path(start, [self._traced.image])
+        inspect(program, tape.survey, rules, path, whole, strict=strict)
         arrived = backward(tape, rules, start, set(wanted.values()), path)
         found_at = {}
         for name, variable in wanted.items():
