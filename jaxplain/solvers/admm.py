@@ -91,7 +91,7 @@ def lasso(
         relaxation: over-relaxation of w, in (0, 2); 1 is the paper's iteration.
         balance: adapt ρ so that primal and dual residuals stay within a factor of ten (Boyd et al.
             2011, eq. 3.13). Q is then eigendecomposed, so that a new ρ costs nothing.
-        tolerance: relative gap that counts as converged; None is ε^0.6 of the dtype. Relative to
+        tolerance: relative gap that counts as converged; None is ε^⅔ of the dtype. Relative to
             |q·w| + ½ wᵀQw, the part of the objective that the solution explains.
         max_steps: limit on the iterations of each problem.
         chunk: problems solved side by side; None takes all at once.
@@ -110,6 +110,7 @@ def lasso(
     -3.0
     """
     refuse(penalty=(penalty, 0, None), rho=(rho, None, None), relaxation=(relaxation, None, 2))
+    refuse(max_steps=(max_steps, 0, None))
     check_problem(gram, corr, penalty=penalty, energy=energy)
     if rho is not None and jnp.shape(rho) not in ((), gram.shape[:-2]):
         raise ValueError(f"rho must be a scalar or {gram.shape[:-2]}, got {jnp.shape(rho)}")
@@ -129,7 +130,7 @@ def lasso(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("balance", "max_steps", "chunk"))
+@functools.partial(jax.jit, static_argnames=("balance", "chunk"))
 def _lasso(
     gram: Array,
     corr: Array,
@@ -140,7 +141,7 @@ def _lasso(
     tolerance: Array,
     *,
     balance: bool,
-    max_steps: int,
+    max_steps: Array,
     chunk: int | None,
 ) -> Solution:
     single = corr.ndim == 1
@@ -207,7 +208,7 @@ def _fixed(
     rho: Array,
     relaxation: Array,
     tolerance: Array,
-    max_steps: int,
+    max_steps: Array,
 ) -> Run:
     """CHIP's iteration with one ρ."""
 
@@ -231,7 +232,7 @@ def _balanced(
     rho: Array,
     relaxation: Array,
     tolerance: Array,
-    max_steps: int,
+    max_steps: Array,
 ) -> Run:
     """The same with a ρ that keeps the two residuals within a factor of ten of each other."""
 
@@ -262,7 +263,7 @@ def _run(step, start, gram, corr, penalty, anchor, update, tolerance, max_steps)
     largest = jnp.diagonal(gram).max()
     usable = all_finite(update, 0)
 
-    def certify(state: tuple[_Split, ...]) -> Certificate:
+    def certify(state: tuple) -> Certificate:
         m = state[0].split
         image = product(gram, m)
         bound = penalty_certificate(m, image, corr - image, corr, penalty, largest, anchor)

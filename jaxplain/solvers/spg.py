@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float
 from jaxplain.solvers.implicit import ball_conditions, differentiable
 from jaxplain.solvers.loop import Certificate, Run, Solution, choose, default_tolerance, iterate
 from jaxplain.solvers.prox import ball_threshold, soft_threshold
-from jaxplain.solvers.quadratic import ball_certificate, check_problem, dot, each, product
+from jaxplain.solvers.quadratic import ball_certificate, check_problem, dot, each, product, refuse
 
 METHODS = ("spg", "fista")
 
@@ -51,7 +51,7 @@ def mu_lasso(
         radius: μ ≥ 0, one for all or one a class.
         nonnegative: whether to require w ≥ 0 as well.
         method: "spg" or "fista".
-        tolerance: relative gap that counts as converged; None is ε^0.6 of the dtype. Relative to
+        tolerance: relative gap that counts as converged; None is ε^⅔ of the dtype. Relative to
             |q·w| + ½ wᵀQw, the part of the objective that the solution explains.
         max_steps: limit on the iterations of each class.
         chunk: classes solved side by side; None takes all at once. Chunks bound the memory, and
@@ -74,8 +74,7 @@ def mu_lasso(
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}, got {method!r}")
-    if isinstance(radius, (int, float)) and radius < 0:
-        raise ValueError(f"radius must be at least 0, got {radius}")
+    refuse(radius=(radius, 0, None), max_steps=(max_steps, 0, None))
     check_problem(gram, corr, radius=radius)
     if tolerance is None:
         tolerance = default_tolerance(corr.dtype)
@@ -109,7 +108,7 @@ class _Accelerated(NamedTuple):
     threshold: Array
 
 
-@functools.partial(jax.jit, static_argnames=("nonnegative", "method", "max_steps", "chunk"))
+@functools.partial(jax.jit, static_argnames=("nonnegative", "method", "chunk"))
 def _mu_lasso(
     gram: Array,
     corr: Array,
@@ -118,7 +117,7 @@ def _mu_lasso(
     *,
     nonnegative: bool,
     method: str,
-    max_steps: int,
+    max_steps: Array,
     chunk: int | None,
 ) -> Solution:
     algorithm = {"spg": _spectral, "fista": _accelerated}[method]
@@ -144,7 +143,7 @@ def _spectral(
     radius: Array,
     nonnegative: bool,
     tolerance: Array,
-    max_steps: int,
+    max_steps: Array,
 ) -> Run:
     largest = jnp.diagonal(gram).max()
 
@@ -192,7 +191,7 @@ def _accelerated(
     radius: Array,
     nonnegative: bool,
     tolerance: Array,
-    max_steps: int,
+    max_steps: Array,
 ) -> Run:
     largest = jnp.diagonal(gram).max()
 

@@ -105,7 +105,7 @@ def two_scale(
         fine_rho: ρ_f > 0; of the eliminated problem, its only ρ.
         energy: Σ h y²; without it the certificate needs another factorisation.
         method: "nested", the paper's Algorithm 1, or "eliminated", ADMM on w_f alone.
-        tolerance: relative gap that counts as converged; None is ε^0.6 of the dtype.
+        tolerance: relative gap that counts as converged; None is ε^⅔ of the dtype.
         max_steps: limit on the outer iterations.
         inner_steps: limit on the iterations of each inner loop ("until some stopping criterion").
 
@@ -132,6 +132,7 @@ def two_scale(
         coarse_rho=(coarse_rho, None, None),
         fine_rho=(fine_rho, None, None),
         inner_steps=(inner_steps, None, None),
+        max_steps=(max_steps, 0, None),
     )
     p, q = coarse_corr.shape[-1], fine_corr.shape[-1]
     expected = {"coarse_gram": (p, p), "fine_gram": (q, q), "membership": (q, p)}
@@ -158,7 +159,7 @@ def two_scale(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("method", "max_steps", "inner_steps"))
+@functools.partial(jax.jit, static_argnames=("method", "inner_steps"))
 def _two_scale(
     coarse: tuple[Array, Array],
     fine: tuple[Array, Array],
@@ -169,7 +170,7 @@ def _two_scale(
     tolerance: Array,
     *,
     method: str,
-    max_steps: int,
+    max_steps: Array,
     inner_steps: int,
 ) -> Solution:
     dtype = fine[1].dtype
@@ -218,7 +219,7 @@ def _nested(
     certify: Callable[[Array, Array, Array], Certificate],
     inner_steps: int,
     inner_tolerance: Array,
-) -> Callable[[Array, int], tuple[Run, Array]]:
+) -> Callable[[Array, Array], tuple[Run, Array]]:
     """Algorithm 1. Both matrices are factored once, before the loops."""
     lambda_c, lambda_f, mu = weights
     coupling, rho_c, rho_f = rhos
@@ -266,7 +267,7 @@ def _nested(
         empty = jnp.zeros_like(corr)
         return _Scale(empty, empty, empty, jnp.full((), jnp.finfo(corr.dtype).max))
 
-    def run(tolerance: Array, max_steps: int) -> tuple[Run, Array]:
+    def run(tolerance: Array, max_steps: Array) -> tuple[Run, Array]:
         start = (zero(corr_c), zero(corr_f), jnp.zeros_like(corr_c))
         ridge = jnp.maximum(factor_c.ridge, factor_f.ridge)
         return iterate(step, bound, start, tolerance=tolerance, max_steps=max_steps), ridge
@@ -281,7 +282,7 @@ def _eliminated(
     lambda_f: Array,
     rho: Array,
     certify: Callable[[Array, Array, Array], Certificate],
-) -> Callable[[Array, int], tuple[Run, Array]]:
+) -> Callable[[Array, Array], tuple[Run, Array]]:
     """ADMM with two splits of one variable, m_f = w and m_c = wT, over-relaxed."""
     relaxation = 1.7
     q = t.shape[0]
@@ -304,7 +305,7 @@ def _eliminated(
         result = certify(state[1], state[0], -rho * state[3])
         return result._replace(gap=jnp.where(usable, result.gap, jnp.nan))
 
-    def run(tolerance: Array, max_steps: int) -> tuple[Run, Array]:
+    def run(tolerance: Array, max_steps: Array) -> tuple[Run, Array]:
         fine, coarse = jnp.zeros_like(joint.corr), jnp.zeros_like(t[0])
         return iterate(
             step, bound, (fine, coarse, fine, coarse), tolerance=tolerance, max_steps=max_steps

@@ -1,0 +1,232 @@
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problems import best_lasso, smooth, stacked
+
+from jaxplain.solvers import admm, lasso
+from jaxplain.solvers.loop import default_tolerance
+
+DATA = np.load(Path(__file__).parents[1] / "data" / "solvers.npz")
+A, B = DATA["lasso/A"], DATA["lasso/b"]
+SEEDS = range(200)
+
+
+def well_posed(seed=0, d=10):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(40, d))
+    y = x[:, 0] - 2 * x[:, 1] + rng.normal(size=40)
+    return jnp.asarray(x.T @ x), jnp.asarray(x.T @ y), float(y @ y)
+
+
+def test_coefficients_and_objective_are_those_of_other_libraries():
+    for penalty in ("0.02", "0.1", "0.5"):
+        gram, corr = jnp.asarray(A.T @ A), jnp.asarray(A.T @ B)
+        solution = lasso(gram, corr, float(penalty), energy=float(B @ B))
+        w = np.asarray(solution.value)
+        objective = np.sum((A @ w - B) ** 2) / 2 + float(penalty) * np.abs(w).sum()
+        assert solution.converged
+        assert abs(objective / DATA[f"lasso/lambda_{penalty}/objective"] - 1) <= 1e-8
+        np.testing.assert_allclose(w, DATA[f"lasso/lambda_{penalty}/w"], atol=1e-5)
+        np.testing.assert_array_equal(w == 0, DATA[f"lasso/lambda_{penalty}/w"] == 0)
+
+
+def test_gap_bounds_the_suboptimality_of_two_hundred_awkward_problems():
+    problems, grams, corrs, energies = stacked(SEEDS)
+    penalties = 0.05 * np.maximum(np.abs(corrs).max(axis=1), 1e-3)
+    data = [jnp.asarray(x) for x in (grams, corrs, penalties)]
+    runs = [
+        lasso(*data, energy=jnp.asarray(energies) if known else None, max_steps=steps, chunk=None)
+        for known in (True, False)
+        for steps in (0, 5, 25, 2_000)
+    ]
+    tight = lasso(*data, energy=jnp.asarray(energies), tolerance=1e-14, max_steps=3_000, chunk=None)
+
+    def objective(i, w):
+        return smooth(grams[i], corrs[i], w) + penalties[i] * np.abs(w).sum()
+
+    for i, p in enumerate(problems):
+        optimum = min(best_lasso(p, penalties[i]), objective(i, np.asarray(tight.value[i])))
+        for run in runs:
+            w, gap = np.asarray(run.value[i]), float(run.gap[i])
+            above = objective(i, w) - optimum
+            assert above <= gap + 1e-13 * energies[i], p.kind
+            explained = abs(corrs[i] @ w) + w @ grams[i] @ w / 2
+            small = gap <= default_tolerance(float) * (explained + 1e-15 * energies[i])
+            assert bool(run.converged[i]) == small, p.kind
+            assert np.isfinite(w).all()
+    # and they are worth something: all but the collinear problems are solved and proved so
+    hard = np.array([p.kind == "collinear" for p in problems])
+    assert np.mean(runs[3].converged[~hard]) > 0.98
+    assert np.mean(runs[7].converged[~hard]) > 0.98
+    assert not runs[0].converged.all()
+
+
+def test_float32_certificates_bound_too():
+    _, grams, corrs, energies = stacked(range(0, 140, 7))
+    penalties = 0.05 * np.abs(corrs).max(axis=1)
+    exact = lasso(*map(jnp.asarray, (grams, corrs, penalties)), chunk=None)
+    single = [jnp.asarray(x, jnp.float32) for x in (grams, corrs, penalties, energies)]
+    for steps in (10, 1_000):
+        run = lasso(*single[:3], energy=single[3], max_steps=steps, tolerance=1e-5, chunk=None)
+        assert run.value.dtype == jnp.float32
+        for i, w in enumerate(np.asarray(run.value, float)):
+            rounded = [np.asarray(x[i], float) for x in single]
+            best = np.asarray(exact.value[i])
+            above = [
+                smooth(rounded[0], rounded[1], x) + rounded[2] * np.abs(x).sum() for x in (w, best)
+            ]
+            assert above[0] - above[1] <= run.gap[i]
+    assert run.converged.all()
+
+
+def test_flipping_the_sign_of_the_multiplier_update_fails(flipped):
+    gram, corr, energy = well_posed()
+    mutant = flipped(admm, "dual = dual - (w - m)", "dual = dual + (w - m)")
+    assert lasso(gram, corr, 2.0, energy=energy, max_steps=500).converged
+    assert not mutant.lasso(gram, corr, 2.0, energy=energy, max_steps=500).converged
+
+
+def test_options_change_the_way_and_not_the_solution():
+    gram, corr, energy = well_posed()
+    expected = lasso(gram, corr, 3.0, tolerance=1e-13).value
+    ways = [
+        {"relaxation": 1.0},
+        {"rho": 5.0},
+        {"balance": True},
+        {"balance": True, "rho": 1e4},
+        {"energy": energy},
+    ]
+    for way in ways:
+        found = lasso(gram, corr, 3.0, tolerance=1e-13, **way)
+        assert found.converged
+        np.testing.assert_allclose(found.value, expected, atol=1e-7)
+    steps = [lasso(gram, corr, 3.0, rho=1e4, balance=b).steps for b in (False, True)]
+    assert steps[1] < steps[0] / 3
+
+
+def test_shared_gram_and_a_gram_each_agree_with_single_problems_at_any_chunk():
+    gram, corr, _ = well_posed()
+    corrs = jnp.stack([corr, corr[::-1], 0 * corr, corr / 3, corr + 1])
+    penalties = jnp.asarray([1.0, 2.0, 1.0, 3.0, 0.5])
+    single = jnp.stack([lasso(gram, c, p).value for c, p in zip(corrs, penalties, strict=True)])
+    shared = lasso(gram, corrs, penalties)
+    each = lasso(jnp.stack([gram] * 5), corrs, penalties, chunk=2)
+    np.testing.assert_allclose(shared.value, single, atol=1e-5)
+    np.testing.assert_allclose(each.value, single, atol=1e-12)
+    np.testing.assert_array_equal(each.steps[2], 0)
+
+
+def test_large_penalty_gives_exact_zero_without_a_step():
+    gram, corr, _ = well_posed()
+    solution = lasso(gram, corr, 1.01 * float(jnp.abs(corr).max()))
+    assert not solution.value.any()
+    assert solution.converged
+    assert solution.steps == 0
+
+
+def test_symmetries():
+    gram, corr, _ = well_posed()
+    base = lasso(gram, corr, 2.0, tolerance=1e-13).value
+    order = np.random.default_rng(1).permutation(10)
+    shuffled = lasso(gram[order][:, order], corr[order], 2.0, tolerance=1e-13).value
+    np.testing.assert_allclose(shuffled, base[order], atol=1e-8)
+    # y → 3y with λ → 3λ gives 3w; z → z/2 with λ → λ/2 gives 2w; the whole objective scaled, w
+    for scaled, factor in [
+        (lasso(gram, 3 * corr, 6.0, tolerance=1e-13), 3),
+        (lasso(gram / 4, corr / 2, 1.0, tolerance=1e-13), 2),
+        (lasso(gram * 1e6, corr * 1e6, 2e6, tolerance=1e-13), 1),
+        (lasso(gram, -corr, 2.0, tolerance=1e-13), -1),
+    ]:
+        np.testing.assert_allclose(scaled.value, factor * base, atol=1e-7)
+
+
+def test_failed_factorisation_is_retried_and_told():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(20, 5)))
+    x = jnp.concatenate([x, x], axis=1)
+    gram, corr = x.T @ x, x.T @ x[:, 0]
+    solution = lasso(gram, corr, 1.0, rho=1e-30, energy=float(x[:, 0] @ x[:, 0]), max_steps=100)
+    assert solution.ridge > 0
+    assert np.isfinite(solution.value).all()
+    assert lasso(gram, corr, 1.0).ridge == 0
+
+
+@pytest.mark.parametrize("spoil", ["nan gram", "nan corr", "inf corr", "indefinite"])
+def test_broken_problems_say_so_and_spare_their_neighbours(spoil):
+    gram, corr, energy = well_posed()
+    bad_gram, bad_corr = gram, corr
+    if spoil == "nan gram":
+        bad_gram = gram.at[0, 0].set(jnp.nan)
+    elif spoil == "indefinite":
+        bad_gram = -gram
+    else:
+        bad_corr = corr.at[3].set(jnp.nan if spoil == "nan corr" else jnp.inf)
+    for energies in (None, energy):
+        both = lasso(jnp.stack([gram, bad_gram]), jnp.stack([corr, bad_corr]), 2.0, energy=energies)
+        np.testing.assert_array_equal(both.converged, [True, False])
+        assert both.gap[1] == np.inf
+        assert np.isfinite(both.value).all()
+
+
+@pytest.mark.parametrize("d", [10, 80])
+def test_derivatives_equal_finite_differences_in_both_modes(d):
+    # 10 features: dense; 80: conjugate gradients
+    rng = np.random.default_rng(3)
+    x = jnp.asarray(rng.normal(size=(3 * d, d)))
+    gram, corrs = x.T @ x / d, jnp.asarray(rng.normal(size=(2, d)))
+    point = (gram, corrs, jnp.asarray([0.1, 0.4]))
+    move = (rng.normal(size=(d, d)), rng.normal(size=(2, d)), rng.normal(size=2))
+    move = tuple(map(jnp.asarray, (move[0] + move[0].T, *move[1:])))
+
+    def solve(*data):
+        return lasso(*data, tolerance=1e-15, max_steps=3_000).value
+
+    value, forward = jax.jvp(solve, point, move)
+    ahead, behind = (
+        solve(*(p + h * m for p, m in zip(point, move, strict=True))) for h in (1e-6, -1e-6)
+    )
+    slope = (ahead - behind) / 2e-6
+    assert 0 < jnp.sum(value == 0) < value.size
+    np.testing.assert_allclose(forward, slope, atol=1e-5 * float(jnp.abs(slope).max()))
+    weight = jnp.asarray(rng.normal(size=value.shape))
+    back = jax.grad(lambda *data: jnp.sum(weight * solve(*data)), argnums=(0, 1, 2))(*point)
+    total = sum(jnp.sum(b * m) for b, m in zip(back, move, strict=True))
+    np.testing.assert_allclose(total, jnp.sum(weight * slope), rtol=1e-5)
+
+
+def test_derivative_survives_duplicated_features():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(20, 4)))
+    x = jnp.concatenate([x, x], axis=1)
+    slope = jax.grad(lambda p: lasso(x.T @ x, x.T @ x[:, 0], p).value.sum())(1.0)
+    assert np.isfinite(slope)
+
+
+def test_jit_and_vmap_agree_with_the_plain_call():
+    gram, corr, _ = well_posed()
+    corrs = jnp.stack([corr, 2 * corr])
+    plain = lasso(gram, corrs, 2.0)
+    mapped = jax.jit(jax.vmap(lambda c: lasso(gram, c, 2.0)))(corrs)
+    np.testing.assert_allclose(mapped.value, plain.value, atol=1e-5)
+    assert mapped.converged.all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({"penalty": -1.0}, "penalty"),
+        ({"rho": 0.0}, "rho"),
+        ({"relaxation": 2.0}, "relaxation"),
+        ({"relaxation": 0.0}, "relaxation"),
+        ({"gram": jnp.eye(9)}, "gram"),
+        ({"penalty": jnp.ones(3)}, "penalty"),
+        ({"energy": jnp.ones(3)}, "energy"),
+        ({"rho": jnp.ones(3)}, "rho"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(arguments, name):
+    gram, corr, _ = well_posed()
+    # shapes that contradict each other are caught by the signature first, where it is checked
+    with pytest.raises((ValueError, TypeError), match=name):
+        lasso(**({"gram": gram, "corr": corr, "penalty": 1.0} | arguments))

@@ -1,0 +1,126 @@
+import importlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxplain.solvers import ridge
+
+MODULE = importlib.import_module("jaxplain.solvers.ridge")
+DATA = np.load(Path(__file__).parents[1] / "data" / "solvers.npz")
+
+
+def lime():
+    weights = np.sqrt(np.exp(-(DATA["lime/cosine_distance"] ** 2) / 0.25**2))
+    return jnp.asarray(DATA["lime/Z"], float), jnp.asarray(DATA["lime/y"]), jnp.asarray(weights)
+
+
+def slow(z, y, w, alpha):
+    """Ridge with an unpenalised intercept as one augmented system."""
+    z, y, w = map(np.asarray, (z, y, w))
+    design = np.concatenate([np.ones((len(z), 1)), z], axis=1)
+    penalty = alpha * np.eye(design.shape[1])
+    penalty[0, 0] = 0
+    solution = np.linalg.solve((design.T * w) @ design + penalty, (design.T * w) @ y)
+    mean = np.average(y, weights=w)
+    score = 1 - w @ (y - design @ solution) ** 2 / (w @ (y - mean) ** 2)
+    return solution[1:], solution[0], score
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("none_30", {}),
+        ("highest_weights_6", {"select": "highest_weights", "count": 6}),
+        ("forward_selection_4", {"select": "forward_selection", "count": 4}),
+    ],
+)
+def test_coefficients_are_those_of_lime(name, options):
+    z, y, w = lime()
+    fit = ridge(z, y[:, 0], w, **options)
+    golden = {k: DATA[f"lime/{name}/{k}"] for k in ("coef", "intercept", "r2", "local_pred")}
+    assert fit.converged
+    np.testing.assert_allclose(fit.value.coef, golden["coef"], atol=1e-6)
+    np.testing.assert_allclose(fit.value.intercept, golden["intercept"], atol=1e-6)
+    np.testing.assert_allclose(fit.value.score, golden["r2"], atol=1e-6)
+    np.testing.assert_allclose(fit.value.predict(z[:1]), golden["local_pred"], atol=1e-6)
+    if options:
+        assert fit.value.selected.sum() == options["count"]
+        assert not fit.value.coef[~fit.value.selected].any()
+
+
+def test_every_target_and_alpha_equals_the_augmented_system():
+    z, y, w = lime()
+    both = jax.vmap(lambda t: ridge(z, t, w, alpha=0.3).value, in_axes=1)(y)
+    for t in (0, 1):
+        coef, intercept, score = slow(z, y[:, t], w, 0.3)
+        np.testing.assert_allclose(both.coef[t], coef, atol=1e-10)
+        np.testing.assert_allclose(both.intercept[t], intercept, atol=1e-10)
+        np.testing.assert_allclose(both.score[t], score, atol=1e-10)
+
+
+def test_forward_selection_equals_trying_every_feature():
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(40, 7)) @ rng.normal(size=(7, 7))
+    y, w = z[:, 2] - 0.5 * z[:, 5] + rng.normal(size=40), rng.random(40)
+    chosen = []
+    for _ in range(4):
+        left = [j for j in range(7) if j not in chosen]
+        scores = [slow(z[:, [*chosen, j]], y, w, 0.0)[2] for j in left]
+        chosen.append(left[int(np.argmax(scores))])
+        fit = ridge(*map(jnp.asarray, (z, y, w)), select="forward_selection", count=len(chosen))
+        assert set(np.flatnonzero(fit.value.selected)) == set(chosen)
+
+
+def test_duplicated_features_without_a_penalty_are_solved_and_the_ridge_told():
+    z = jnp.asarray(np.random.default_rng(0).normal(size=(30, 3)))
+    fit = ridge(jnp.concatenate([z, z], axis=1), z[:, 0] + 2, alpha=0.0)
+    assert np.isfinite(fit.value.coef).all()
+    np.testing.assert_allclose(fit.value.score, 1, atol=1e-9)
+    np.testing.assert_allclose(fit.value.intercept, 2, atol=1e-6)
+
+
+def test_constant_target_is_all_intercept():
+    z = jnp.asarray(np.random.default_rng(0).normal(size=(20, 3)))
+    fit = ridge(z, jnp.full(20, 3.5))
+    np.testing.assert_allclose(fit.value.coef, 0, atol=1e-12)
+    np.testing.assert_allclose(fit.value.intercept, 3.5)
+    assert fit.value.score == 1
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_numbers_that_are_not_finite_say_so(bad):
+    z = jnp.ones((4, 2)).at[0, 0].set(bad)
+    fit = ridge(z, jnp.arange(4.0))
+    assert not fit.converged
+    assert fit.gap == np.inf
+    assert np.isfinite(fit.value.coef).all()
+    assert np.isfinite(fit.value.intercept)
+
+
+def test_derivative_equals_finite_differences():
+    z, y, w = lime()
+
+    def coefficient(scale):
+        return ridge(z[:, :5], y[:, 0] * scale, w**scale, alpha=scale).value.coef[2]
+
+    slope = (coefficient(1 + 1e-6) - coefficient(1 - 1e-6)) / 2e-6
+    np.testing.assert_allclose(jax.grad(coefficient)(1.0), slope, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({"select": "best"}, "select"),
+        ({"select": "highest_weights"}, "count"),
+        ({"select": "forward_selection", "count": 3}, "count"),
+        ({"alpha": -1.0}, "alpha"),
+        ({"instance": jnp.ones(3)}, "instance"),
+        ({"weights": jnp.ones(3)}, "weights"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(arguments, name):
+    with pytest.raises((ValueError, TypeError), match=name):
+        ridge(**({"features": jnp.ones((4, 2)), "targets": jnp.ones(4)} | arguments))
