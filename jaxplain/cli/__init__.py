@@ -28,6 +28,8 @@ class Group(TyperGroup):
     def main(self, args: Sequence[str] | None = None, *others: Any, **options: Any) -> Any:
         """Run a command line and exit; see the module."""
         given = list(sys.argv[1:] if args is None else args)
+        if given in ([], ["data"]):
+            given.append("--help")
         try:
             code = super().main(given, *others, **{**options, "standalone_mode": False})
         except UsageError as error:
@@ -56,7 +58,6 @@ def _reason(error: Exception) -> str:
 app = typer.Typer(
     name="jaxplain",
     cls=Group,
-    invoke_without_command=True,
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -64,7 +65,7 @@ app = typer.Typer(
     epilog="Start with [bold]jaxplain demo[/bold], then [bold]jaxplain explain PICTURE[/bold]. "
     "Every command has its own [bold]--help[/bold] with examples.",
 )
-data_app = typer.Typer(invoke_without_command=True, rich_markup_mode="rich")
+data_app = typer.Typer(rich_markup_mode="rich")
 app.add_typer(data_app, name="data")
 
 
@@ -92,28 +93,25 @@ Chunk = Annotated[
 
 
 @app.callback()
-def root(ctx: typer.Context, debug: Debug = False) -> None:
+def root(debug: Debug = False) -> None:
     """Shows which parts of a picture made an image classifier decide as it did."""
     del debug
-    if ctx.invoked_subcommand is None:
-        typer.echo(ctx.get_help())
 
 
 @data_app.callback()
-def data(ctx: typer.Context) -> None:
+def data() -> None:
     """Data sets with known evidence."""
-    if ctx.invoked_subcommand is None:
-        typer.echo(ctx.get_help())
 
 
 @app.command(
+    "explain",
     epilog=EXAMPLES
     + "jaxplain explain photo.jpg\n\n"
     + "jaxplain explain *.png --methods grad_cam,occlusion --target top5\n\n"
     + "jaxplain explain rose.png --model an8flower-double-12c --target 'red petals' "
-    + "--out rose.html --npz rose.npz"
+    + "--out rose.html --npz rose.npz",
 )
-def explain(
+def explain_pictures(
     images: Annotated[
         list[Path],
         typer.Argument(
@@ -180,8 +178,10 @@ def explain(
     )
 
 
-@app.command(epilog=EXAMPLES + "jaxplain demo\n\njaxplain demo --out /tmp/demo.html --flowers 600")
-def demo(
+@app.command(
+    "demo", epilog=EXAMPLES + "jaxplain demo\n\njaxplain demo --out /tmp/demo.html --flowers 600"
+)
+def make_demo(
     out: Annotated[Path, typer.Option(help="The report.")] = Path("demo/report.html"),
     flowers: Annotated[
         int, typer.Option(min=24, max=100_000, help="Held-out flowers to score the methods on.")
@@ -198,8 +198,8 @@ def demo(
     run(out=out, flowers=flowers, seed=seed, chunk=chunk, cache=not no_cache)
 
 
-@app.command(epilog=EXAMPLES + "jaxplain models\n\njaxplain models an8flower-single-6c")
-def models(
+@app.command("models", epilog=EXAMPLES + "jaxplain models\n\njaxplain models an8flower-single-6c")
+def list_models(
     name: Annotated[str | None, typer.Argument(help="One classifier: its layers in full.")] = None,
     debug: Debug = False,
 ) -> None:
@@ -214,9 +214,10 @@ def models(
 
 
 @app.command(
-    epilog=EXAMPLES + "jaxplain methods\n\njaxplain explain photo.jpg --methods grad_cam,occlusion"
+    "methods",
+    epilog=EXAMPLES + "jaxplain methods\n\njaxplain explain photo.jpg --methods grad_cam,occlusion",
 )
-def methods(debug: Debug = False) -> None:
+def list_methods(debug: Debug = False) -> None:
     """Lists the methods: what each does, what it needs, and where it was published."""
     del debug
     from jaxplain.cli.listing import show_methods
@@ -225,11 +226,12 @@ def methods(debug: Debug = False) -> None:
 
 
 @app.command(
+    "train",
     epilog=EXAMPLES
     + "jaxplain train digits\n\n"
-    + "jaxplain train an8flower-single-6c --seed 1 --checkpoints runs/single --out own.safetensors"
+    + "jaxplain train an8flower-single-6c --seed 1 --checkpoints runs/single --out own.safetensors",
 )
-def train(
+def train_model(
     name: Annotated[str, typer.Argument(help="The classifier; it must ship with the package.")],
     out: Annotated[
         Path | None, typer.Option(help="Its weights.", show_default="NAME.safetensors")
@@ -272,7 +274,7 @@ def train(
     + "jaxplain data build single_6c\n\n"
     + "jaxplain data build double_12c --folder data --train 100 --validation 10 --test 10",
 )
-def data_build(
+def build_data(
     variant: Annotated[str, typer.Argument(help="single_6c or double_12c.")],
     folder: Annotated[
         Path | None,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jaxplain.cli import compilation, facts
-from jaxplain.cli.console import note, progress, say, show_table, table
+from jaxplain.cli.console import note, one_line, progress, say, show_table, table
 from jaxplain.cli.maps import Maps, run_method
 from jaxplain.names import unknown
 from jaxplain.outputs import check_writable, replacing
@@ -356,8 +356,10 @@ def show_answers(
         best = int(row.argmax())
 
         def label(index: int) -> str:
-            return model.class_names[index] if model.class_names else str(index)
+            return one_line(model.class_names[index]) if model.class_names else str(index)
 
         explained = ", ".join(label(int(index)) for index in chosen)
-        rows.add_row(Text(name), Text(label(best)), percent(float(row[best])), Text(explained))
+        rows.add_row(
+            Text(one_line(name)), Text(label(best)), percent(float(row[best])), Text(explained)
+        )
     show_table(rows)

@@ -1,0 +1,434 @@
+"""The command line, with a network and methods so small that they can be checked by hand."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import jaxplain.methods
+import jaxplain.models
+import jaxplain.training
+from jaxplain.cli import app, compilation, explain
+from jaxplain.cli.console import one_line
+from jaxplain.methods import Explanation, Method
+from jaxplain.model import Model
+from jaxplain.models.weights.store import Weights
+from jaxplain.names import unknown
+from jaxplain.preprocessing import Preprocessing
+from jaxplain.training import Epoch, TrainResult
+
+CLASSES = ("red", "green", "<b>blue</b>", "dark", "light", "3")
+
+
+def brightness(weights, images):
+    """Logits of six classes from the mean colour of a picture."""
+    colour = jax.ad_checkpoint.checkpoint_name(images.mean((1, 2)), "colour")
+    return colour @ weights
+
+
+@functools.cache
+def tiny(name, channels=3, size=16, classes=CLASSES):
+    return Model.from_function(
+        brightness,
+        jnp.asarray(np.random.default_rng(0).normal(size=(channels, len(classes))), jnp.float32),
+        preprocessing=Preprocessing((size, size), (0.5,) * channels, (0.25,) * channels),
+        input_shape=(size, size, channels),
+        class_names=classes,
+        name=name,
+    )
+
+
+def load_tiny(name, weights=None):
+    known = {"rgb": tiny("rgb"), "grey": tiny("grey", 1)}
+    if name not in known:
+        raise ValueError(unknown("model", name, known))
+    if weights == "nan":
+        model = known[name]
+        return dataclasses.replace(model, params=model.params * jnp.nan)
+    return known[name]
+
+
+def ink(model, images, targets):
+    return images.mean(-1)
+
+
+def noise(model, images, targets, *, key):
+    pattern = jax.random.normal(key, images.shape[1:3])
+    return Explanation(
+        images[..., 0] * pattern[None], stderr=jnp.abs(images[..., 0]), gap=targets * 0.5
+    )
+
+
+def at_layer(model, images, targets, *, layer="colour"):
+    return images[..., 0] * len(layer)
+
+
+def refusing(model, images, targets):
+    raise ValueError("this network has no global average")
+
+
+def broken(model, images, targets):
+    return images[..., 0] * jnp.nan
+
+
+def method(name, function, **traits):
+    return Method(
+        name, name.title(), function, lambda maps: maps, "Does a thing.", "X 2020", **traits
+    )
+
+
+METHODS = {
+    entry.name: entry
+    for entry in (
+        method("ink", ink),
+        method("noise", noise, random=True, signed=True),
+        method("layered", at_layer, layered=True),
+    )
+}
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch, tmp_path):
+    monkeypatch.setattr(jaxplain.methods, "METHODS", METHODS)
+    monkeypatch.setattr(jaxplain.models, "load_model", load_tiny)
+    monkeypatch.setenv(compilation.SWITCH, "off")
+    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.chdir(tmp_path)
+    cached = jax.config.jax_enable_compilation_cache
+    yield
+    jax.config.update("jax_enable_compilation_cache", cached)
+
+
+def run(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def refused(result, *expected):
+    """Exit code 2, and one line on standard error that says why."""
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("Error: ")
+    for text in expected:
+        assert text in line
+
+
+@pytest.fixture
+def picture(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    path = folder / "rose.png"
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (24, 20, 3), np.uint8)).save(path)
+    return path
+
+
+def outputs(tmp_path):
+    return sorted(path.name for path in tmp_path.iterdir() if path.name != "pictures")
+
+
+COMMANDS = (["explain"], ["demo"], ["models"], ["methods"], ["train"], ["data", "build"])
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_s_help_has_examples(command):
+    result = run(*command, "--help")
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert f"jaxplain {' '.join(command)}" in result.stdout.partition("Examples")[2]
+
+
+@pytest.mark.parametrize("words", [[], ["data"]], ids=["jaxplain", "data"])
+def test_without_a_command_there_is_help(words):
+    result = run(*words)
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert "--help" in result.stdout
+
+
+def test_a_picture_becomes_a_report_and_arrays(tmp_path, picture):
+    result = run("explain", picture, "--model", "rgb", "--out", "new/r.html", "--npz", "new/m.npz")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.split()[-2:] == ["new/r.html", "new/m.npz"]
+    assert outputs(tmp_path) == ["new"]
+
+    model = tiny("rgb")
+    images = model.preprocessing.batch([np.asarray(Image.open(picture))])
+    chances = jax.nn.softmax(model(jnp.asarray(images)))
+    with np.load("new/m.npz", allow_pickle=False) as arrays:
+        assert arrays["pictures"].tolist() == ["rose.png"]
+        assert arrays["class_names"].tolist() == list(CLASSES)
+        np.testing.assert_allclose(arrays["probabilities"], chances, rtol=1e-5)
+        assert arrays["targets"].tolist() == [[int(chances.argmax())]]
+        np.testing.assert_allclose(arrays["maps/ink"][:, 0], images.mean(-1), rtol=1e-5)
+        assert arrays["stderr/noise"].shape == (1, 1, 16, 16)
+        assert arrays["gap/noise"].tolist() == [[arrays["targets"][0, 0] * 0.5]]
+
+    text = (tmp_path / "new" / "r.html").read_text(encoding="utf-8")
+    for expected in ("rose.png", "Ink", "Layered", "completeness gap"):
+        assert expected in text
+
+
+def test_the_first_pixels_of_a_picture_do_not_depend_on_how_many_are_explained_at_once(picture):
+    other = picture.with_name("other.png")
+    Image.open(picture).rotate(90).save(other)
+    pictures = (picture, other, picture)
+    for name, chunk in (("a.npz", 1), ("b.npz", 2), ("c.npz", 50)):
+        words = ("--model", "rgb", "--target", "top5", "--npz", name, "--chunk", chunk)
+        assert run("explain", *pictures, *words).exit_code == 0
+    with np.load("a.npz") as a, np.load("b.npz") as b, np.load("c.npz") as c:
+        assert a["targets"].shape == (3, 5)
+        assert sorted(a) == sorted(b) == sorted(c)
+        for key in a:
+            if a[key].dtype.kind == "f":
+                np.testing.assert_allclose(a[key], b[key], rtol=1e-5)
+                np.testing.assert_allclose(a[key], c[key], rtol=1e-5)
+
+
+def test_a_seed_repeats_and_another_does_not(picture):
+    for name, seed in (("a.npz", 3), ("b.npz", 3), ("c.npz", 4)):
+        words = ("--model", "rgb", "--methods", "noise", "--npz", name, "--seed", seed)
+        assert run("explain", picture, *words).exit_code == 0
+    maps = [np.load(f"{name}.npz")["maps/noise"] for name in "abc"]
+    np.testing.assert_array_equal(maps[0], maps[1])
+    assert np.abs(maps[0] - maps[2]).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [("green", 1), ("0", 0), ("3", 5), ("top1", "top1"), (" top5 ", "top5"), ("<b>blue</b>", 2)],
+)
+def test_targets_are_names_before_numbers(text, wanted):
+    assert explain.parse_target(text, CLASSES) == wanted
+
+
+def test_targets_come_likeliest_first():
+    chances = np.float32([[0.1, 0.7, 0.2]])
+    assert explain.pick_targets("top5", chances).tolist() == [[1, 2, 0]]
+    assert explain.pick_targets("top1", chances).tolist() == [[1]]
+    assert explain.pick_targets(2, np.repeat(chances, 2, 0)).tolist() == [[2], [2]]
+
+
+@pytest.mark.parametrize("model", ["rgb", "grey"])
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "LA"])
+def test_pictures_of_any_mode_fit_networks_of_either_kind(picture, model, mode):
+    path = picture.with_name("mode.png")
+    Image.open(picture).convert(mode).save(path)
+    result = run("explain", path, "--model", model, "--methods", "ink")
+    assert result.exit_code == 0, result.output
+
+
+def test_rotated_photographs_are_shown_upright(picture):
+    path = picture.with_name("turned.jpg")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.zeros((30, 60, 3), np.uint8)).save(path, exif=exif)
+    read = explain.read_pictures([path], tiny("rgb"))
+    assert read.shown[0].shape == (60, 30, 3)
+
+
+def test_names_that_look_like_html_or_a_terminal_s_orders_stay_text(tmp_path, picture):
+    path = picture.with_name("<img src=x onerror=alert(1)>\x1b[31m.png")
+    path.write_bytes(picture.read_bytes())
+    result = run("explain", path, "--model", "rgb", "--methods", "ink", "--out", "r.html")
+    assert result.exit_code == 0, result.output
+    assert "<img src=x" not in (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "\x1b[31m" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--methods", "inc"], ["unknown method 'inc'", "nearest: ink"]),
+        (["--methods", " , "], ["--methods names none"]),
+        (["--model", "rgbb"], ["unknown model 'rgbb'", "nearest: rgb"]),
+        (["--target", "gren"], ["unknown class 'gren'", "nearest: green"]),
+        (["--target", "17"], ["unknown class '17'"]),
+        (["--layer", "color"], ["unknown layer 'color'", "nearest: colour"]),
+        (["--layer", "colour", "--methods", "ink"], ["--layer colour has no meaning for ink"]),
+        (["--weights", "nan"], ["not finite", "weights"]),
+        (["--out", "pictures"], ["cannot write 'pictures': it is a folder"]),
+        (["--out", "pictures/rose.png/r.html"], ["is a file"]),
+        (["--npz", "pictures/rose.png/m.npz"], ["is a file"]),
+        (["--npz", "report.html"], ["--npz and --out are the same file"]),
+        (["--chunk", "0"], ["--chunk"]),
+        (["--seed", "-1"], ["--seed"]),
+        (["--nonsense"], ["--nonsense", "jaxplain explain --help"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_what_cannot_be_is_refused_in_one_line_and_nothing_is_written(
+    tmp_path, picture, words, expected
+):
+    words = words if "--model" in words else ["--model", "rgb", *words]
+    refused(run("explain", picture, *words), *expected)
+    assert outputs(tmp_path) == []
+
+
+def damaged(kind, whole):
+    return {"empty": b"", "text": b"no picture", "truncated": whole[: len(whole) // 2]}[kind]
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder", "empty", "text", "truncated", "1x1", "bomb"])
+def test_files_that_are_no_pictures_are_refused_by_name(tmp_path, picture, kind):
+    path = picture.with_name(f"{kind}.png")
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "1x1":
+        Image.new("RGB", (1, 1)).save(path)
+    elif kind == "bomb":
+        Image.new("1", (30000, 30000)).save(path)
+    elif kind != "missing":
+        path.write_bytes(damaged(kind, picture.read_bytes()))
+    refused(run("explain", picture, path, "--model", "rgb", "--npz", "m.npz"), f"{kind}.png")
+    assert outputs(tmp_path) == []
+
+
+def test_a_method_that_cannot_explain_the_network_is_left_out_unless_asked_for(
+    tmp_path, picture, monkeypatch
+):
+    monkeypatch.setitem(METHODS, "cam", method("cam", refusing))
+    result = run("explain", picture, "--model", "rgb", "--out", "r.html")
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert "cam left out: this network has no global average" in result.stderr
+    assert "no global average" in (tmp_path / "r.html").read_text(encoding="utf-8")
+    refused(run("explain", picture, "--model", "rgb", "--methods", "ink,cam"), "global average")
+
+
+def test_maps_that_are_not_finite_are_an_error_of_their_method(tmp_path, picture, monkeypatch):
+    monkeypatch.setitem(METHODS, "broken", method("broken", broken))
+    refused(run("explain", picture, "--model", "rgb"), "'broken'", "not finite for 1 of 1 pictures")
+    assert outputs(tmp_path) == []
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_debug_shows_the_error_itself(picture, place):
+    words = ["explain", picture, "--model", "none"]
+    result = run(*(["--debug", *words] if place == "before" else [*words, "--debug"]))
+    assert isinstance(result.exception, ValueError)
+    assert "unknown model" in str(result.exception)
+
+
+def test_a_wrong_command_suggests_the_right_one():
+    refused(run("explan"), "explain", "jaxplain --help")
+
+
+def test_one_line_is_one_line_without_control_characters():
+    assert one_line("a\n b\r\t\x07c\u202e") == "a b \\x07c\\u202e"
+
+
+def test_methods_and_models_are_listed(monkeypatch):
+    assert all(name in run("methods").stdout for name in METHODS)
+    rows = jaxplain.models.MODELS
+    monkeypatch.setattr(jaxplain.models, "MODELS", {"digits": rows["digits"]})
+    result = run("models")
+    assert result.exit_code == 0, result.output
+    assert "431,080" in result.stdout
+    assert "conv1 pool1 conv2 pool2" in result.stdout
+
+
+def test_one_model_is_shown_with_its_layers():
+    result = run("models", "digits")
+    (row,) = [line.split() for line in result.stdout.splitlines() if line.split()[:1] == ["conv2"]]
+    # Two 5 x 5 convolutions with a 2 x 2 pooling between see 5 + 1 + 8 pixels, two pixels apart.
+    assert " ".join(row).startswith("conv2 8 × 8 × 50 14 × 14 px 2 px explained unless")
+    refused(run("models", "digit"), "nearest: digits")
+
+
+def test_compiled_programs_are_kept_unless_told_otherwise(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "kept"))
+    before = {
+        name: getattr(jax.config, name)
+        for name in (
+            "jax_compilation_cache_dir",
+            "jax_persistent_cache_min_compile_time_secs",
+        )
+    }
+    try:
+        monkeypatch.delenv(compilation.SWITCH)
+        assert compilation.keep() == tmp_path / "kept"
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "kept")
+        assert jax.config.jax_enable_compilation_cache
+        assert compilation.keep(option=False) is None
+        assert not jax.config.jax_enable_compilation_cache
+        monkeypatch.setenv(compilation.SWITCH, "off")
+        assert compilation.keep() is None
+        monkeypatch.delenv(compilation.SWITCH)
+        (tmp_path / "file").write_text("")
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "file" / "kept"))
+        assert compilation.keep() is None
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+
+
+def test_the_cache_is_in_the_user_s_folder(monkeypatch, tmp_path):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert "jaxplain" in compilation.folder().parts
+
+
+def test_the_demo_scores_every_method_and_shows_every_network(tmp_path, monkeypatch):
+    names = {"an8flower-single-6c": 6, "an8flower-double-12c": 12, "digits": 10}
+
+    def load(name, weights=None):
+        classes = tuple(f"class {n}" for n in range(names[name]))
+        size, channels = (28, 1) if name == "digits" else (112, 3)
+        return tiny(name, channels, size, classes)
+
+    monkeypatch.setattr(jaxplain.models, "load_model", load)
+    result = run("demo", "--flowers", 24, "--chunk", 5, "--out", "new/demo.html")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1] == "new/demo.html"
+    for title in ("Ink", "Noise", "Layered", "Centre"):
+        assert title in result.stdout
+    text = (tmp_path / "new" / "demo.html").read_text(encoding="utf-8")
+    for expected in ("12 held-out pictures", "IoU area", "Handwritten digits", *names):
+        assert expected in text
+
+
+def test_the_demo_looks_at_its_folder_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(jaxplain.models, "load_model", lambda name: pytest.fail("too late"))
+    (tmp_path / "file").write_text("")
+    refused(run("demo", "--out", "file/demo.html"), "is a file")
+
+
+def test_training_writes_weights_that_load(tmp_path, monkeypatch):
+    from jaxplain.models.weights import store
+
+    architecture = jaxplain.models.find_architecture("digits")
+    random = np.random.default_rng(0)
+    flat = store.variable_shapes(architecture, 10)
+    variables = {"params": {}}
+    for (_, layer, name), shape in flat.items():
+        values = random.normal(size=shape).astype(np.float32)
+        variables["params"].setdefault(layer, {})[name] = values
+    weights = Weights(
+        variables, "digits", 10, architecture.preprocessing, tuple("0123456789"), {}, {}
+    )
+
+    def train(name, **options):
+        assert (name, options["seed"], options["epochs"]) == ("digits", 5, 2)
+        return TrainResult(weights, (Epoch(0.1, 0.9, 0.2, 0.95),), 0.975, 3.0)
+
+    monkeypatch.setattr(jaxplain.training, "train", train)
+    result = run("train", "digits", "--seed", 5, "--epochs", 2, "--out", "new/own.safetensors")
+    assert result.exit_code == 0, result.output
+    assert "98 % of the test pictures right" in result.stdout
+    loaded = store.load(tmp_path / "new" / "own.safetensors", architecture)
+    np.testing.assert_array_equal(
+        loaded.variables["params"]["conv1"]["kernel"], variables["params"]["conv1"]["kernel"]
+    )
+    refused(run("train", "digit"), "nearest: digits")
+    (tmp_path / "file").write_text("")
+    refused(run("train", "digits", "--out", "file/own.safetensors"), "is a file")
+
+
+def test_flowers_are_built_where_asked(tmp_path):
+    sizes = ("--size", 32, "--train", 1, "--validation", 1, "--test", 1)
+    result = run("data", "build", "single_6c", "--folder", "sets", *sizes)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.strip().startswith(str(tmp_path / "sets"))
+    refused(run("data", "build", "singel_6c", "--folder", "sets"), "nearest: single_6c")
