@@ -89,8 +89,9 @@ def grad_cam(
     Example:
         >>> import jaxplain as jxp
         >>> model = jxp.load_model("digits")
-        >>> grad_cam(model, jnp.ones((1, 28, 28, 1)), jnp.array([3]), layer="pool1",
-        upsample=False).shape (1, 12, 12)
+        >>> images, targets = jnp.ones((1, 28, 28, 1)), jnp.array([3])
+        >>> grad_cam(model, images, targets, layer="pool1", upsample=False).shape
+        (1, 12, 12)
     """
     layer = map_layer(model, layer)
     behind = _behind(trace_model(model, images), model, images, targets, layer, score)
@@ -152,8 +153,9 @@ def guided_grad_cam(
 
     Example:
         >>> import jaxplain as jxp
-        >>> guided_grad_cam(jxp.load_model("digits"), jnp.ones((1, 28, 28, 1)),
-        jnp.array([3])).attribution.shape (1, 28, 28, 1)
+        >>> model = jxp.load_model("digits")
+        >>> guided_grad_cam(model, jnp.ones((1, 28, 28, 1)), jnp.array([3])).attribution.shape
+        (1, 28, 28, 1)
     """
     guided = backpropagate(model, images, targets, GUIDED_BACKPROP, score=score, strict=strict)
     coarse = grad_cam(model, images, targets, layer=layer, upsample=False, score=score)

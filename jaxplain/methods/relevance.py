@@ -70,8 +70,8 @@ def guided_backprop(
 
     Example:
         >>> import jaxplain as jxp
-        >>> found = guided_backprop(jxp.load_model("digits"), jnp.ones((1, 28, 28, 1)),
-        jnp.array([3]))
+        >>> model = jxp.load_model("digits")
+        >>> found = guided_backprop(model, jnp.ones((1, 28, 28, 1)), jnp.array([3]))
         >>> found.attribution.shape
         (1, 28, 28, 1)
     """
@@ -186,8 +186,8 @@ def lrp(
 
     Example:
         >>> import jaxplain as jxp
-        >>> found = lrp(jxp.load_model("digits"), jnp.ones((1, 28, 28, 1)), jnp.array([3]),
-        rules="z_plus")
+        >>> model = jxp.load_model("digits")
+        >>> found = lrp(model, jnp.ones((1, 28, 28, 1)), jnp.array([3]), rules="z_plus")
         >>> found.attribution.shape
         (1, 28, 28, 1)
     """
@@ -242,8 +242,8 @@ def excitation_backprop(
     Example:
         >>> import jaxplain as jxp
         >>> model = jxp.load_model("digits")
-        >>> found = excitation_backprop(model, jnp.ones((1, 28, 28, 1)), jnp.array([3]),
-        layer="pool2", upsample=False)
+        >>> images, targets = jnp.ones((1, 28, 28, 1)), jnp.array([3])
+        >>> found = excitation_backprop(model, images, targets, layer="pool2", upsample=False)
         >>> print(f"{float(found.heatmap.sum()):.3f}")
         1.000
     """
@@ -291,21 +291,24 @@ def contrastive_excitation_backprop(
     Example:
         >>> import jaxplain as jxp
         >>> model = jxp.load_model("digits")
-        >>> contrastive_excitation_backprop(model, jnp.ones((1, 28, 28, 1)),
-        jnp.array([3])).heatmap.shape (1, 28, 28)
+        >>> images, targets = jnp.ones((1, 28, 28, 1)), jnp.array([3])
+        >>> contrastive_excitation_backprop(model, images, targets).heatmap.shape
+        (1, 28, 28)
     """
     layer = map_layer(model, layer, evidence=True)
     rules = excitation_rules()
     sweep = Sweep(model, images)
     seed = {"logits": Seed(relevance=one_hot(targets, sweep.logits))}
+    audit = sweep.audit(rules, strict=strict)
+    # Checked as a whole: behind the contrast layer, say, there may be nothing left to match.
     at = contrast or LAST_INPUT
-    target = sweep.pull(rules, seed, [at], strict=strict)[at].value
-    dual = sweep.pull(excitation_rules(negative_last=True), seed, [at], strict=strict)[at].value
-    found = sweep.pull(rules, {at: Seed(relevance=target - dual)}, [layer], strict=strict)[
+    target = sweep.pull(rules, seed, [at], strict=False)[at].value
+    dual = sweep.pull(excitation_rules(negative_last=True), seed, [at], strict=False)[at].value
+    found = sweep.pull(rules, {at: Seed(relevance=target - dual)}, [layer], strict=False)[
         layer
     ].value
     maps = jnp.maximum(found.sum(-1), 0)[..., None]
-    return Excitation(_summed(maps, layer, images, upsample), sweep.audit(rules, strict=strict))
+    return Excitation(_summed(maps, layer, images, upsample), audit)
 
 
 def _summed(found: jax.Array, layer: str, images: jax.Array, upsample: bool) -> jax.Array:

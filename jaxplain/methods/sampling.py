@@ -63,8 +63,9 @@ def occlusion(
 
     Example:
         >>> import jaxplain as jxp
-        >>> occlusion(jxp.load_model("digits"), jnp.ones((1, 28, 28, 1)), jnp.array([3]),
-        window=7).shape (1, 28, 28)
+        >>> model = jxp.load_model("digits")
+        >>> occlusion(model, jnp.ones((1, 28, 28, 1)), jnp.array([3]), window=7).shape
+        (1, 28, 28)
     """
     height, width = images.shape[1:3]
     window = (max(height // 8, 1), max(width // 8, 1)) if window is None else window

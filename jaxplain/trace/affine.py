@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxplain.trace import jaxpr as jx
+from jaxplain.trace.convolution import is_plain, transposed
 from jaxplain.trace.jaxpr import Equation, Program
 from jaxplain.trace.rules import At
 from jaxplain.trace.sites import LAYOUT, Site
@@ -36,6 +37,10 @@ def site_values(
     def restore(signal: jax.Array) -> jax.Array:
         return _restored(program, site, signal).astype(dtype)
 
+    def back(signal: jax.Array, w: jax.Array) -> jax.Array:
+        return transposed(signal, w, x.shape[1:3], product.params).astype(x.dtype)
+
+    plain = product.name == "conv_general_dilated" and is_plain(product.params)
     at = At(
         site,
         x,
@@ -44,6 +49,7 @@ def site_values(
         bias.astype(dtype),
         linear,
         input_axis=_input_axis(product, position),
+        back=back if plain else None,
     )
     return at, restore
 

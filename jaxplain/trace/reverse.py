@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxplain.trace import jaxpr as jx
 from jaxplain.trace.affine import site_values
 from jaxplain.trace.audit import UncoveredError
+from jaxplain.trace.convolution import is_plain, transposed
 from jaxplain.trace.jaxpr import Equation, Program
 from jaxplain.trace.rules import Relevance, Rule, RuleSet, divide
 from jaxplain.trace.sites import Inside, Site, Survey
@@ -243,6 +244,13 @@ def vjp(
     values = [jx.read(tape.env, a) for a in equation.inputs]
     places = [i for i, a in enumerate(equation.inputs) if tape.survey.is_active(a)]
     flows = [i for i, v in enumerate(equation.outputs) if v in tape.survey.active]
+    if equation.name == "conv_general_dilated" and places == [0] and is_plain(equation.params):
+        (signal,) = cotangents
+        assert signal is not None
+        image, weight = values
+        signal = signal.astype(tape.env[equation.outputs[0]].dtype)
+        pulled = transposed(signal, weight, image.shape[1:3], equation.params)
+        return [(equation.inputs[0], pulled.astype(image.dtype))]  # type: ignore[list-item]
 
     def function(*operands: jax.Array) -> list[jax.Array]:
         filled = list(values)

@@ -2,18 +2,20 @@ r"""Rules: what a site sends backwards instead of its derivative.
 
 Two families share one sweep (`jaxplain.trace.backward`):
 
-- *gradient rules* receive the cotangent that arrives at the site's output and return the one for its input
-  (guided backprop, deconvnet);
-- *relevance rules* receive the relevance $R_{out}$ that arrives and return $c = R_{in}/x$, or $R_{in}$ itself as
-  `Relevance` where the rule does not start from $x$ (layer-wise relevance propagation, excitation backprop).
+- *gradient rules* receive the cotangent that arrives at the site's output and return the one for
+  its input (guided backprop, deconvnet);
+- *relevance rules* receive the relevance $R_{out}$ that arrives and return $c = R_{in}/x$, or
+  $R_{in}$ itself as `Relevance` where the rule does not start from $x$ (layer-wise relevance
+  propagation, excitation backprop).
 
-Notation of the affine rules: $z = x \cdot w + b$ with batch norm folded into $w$ and $b$; $T_w(s)$ is the transpose of
-$x \mapsto x \cdot w$; $a^+ = \max(a, 0)$, $a^- = \min(a, 0)$.
+Notation of the affine rules: $z = x \cdot w + b$ with batch norm folded into $w$ and $b$; $T_w(s)$
+is the transpose of $x \mapsto x \cdot w$; $a^+ = \max(a, 0)$, $a^- = \min(a, 0)$.
 
 References:
-    Bach et al. 2015, doi:10.1371/journal.pone.0130140 (LRP). Montavon et al. 2017, arXiv:1512.02479 (deep Taylor, z^B).
-    Andeol et al. 2021, arXiv:2108.12204 (generalised gamma). Zhang et al. 2016, arXiv:1608.00507 (excitation backprop).
-    Springenberg et al. 2015, arXiv:1412.6806 (guided backprop). Zeiler and Fergus 2014, arXiv:1311.2901 (deconvnet).
+    Bach et al. 2015, doi:10.1371/journal.pone.0130140 (LRP). Montavon et al. 2017, arXiv:1512.02479
+    (deep Taylor, z^B). Andeol et al. 2021, arXiv:2108.12204 (generalised gamma). Zhang et al. 2016,
+    arXiv:1608.00507 (excitation backprop). Springenberg et al. 2015, arXiv:1412.6806 (guided
+    backprop). Zeiler and Fergus 2014, arXiv:1311.2901 (deconvnet).
 """
 
 import dataclasses
@@ -45,6 +47,7 @@ class At:
         bias: of an affine site, the shift, broadcastable to `out`; else None.
         linear: of an affine site, (x, w) -> x . w.
         input_axis: of an affine site, the axis of the input's channels, if there is exactly one.
+        back: of a plain convolution, (signal, w) -> T_w(signal) in a form that is fast in loops.
     """
 
     site: Site
@@ -54,6 +57,7 @@ class At:
     bias: Any = None
     linear: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     input_axis: int | None = None
+    back: Callable[[jax.Array, jax.Array], jax.Array] | None = None
 
     def product(self, x: jax.Array, weight: jax.Array) -> jax.Array:
         """Return x . w."""
@@ -62,6 +66,8 @@ class At:
 
     def transpose(self, signal: jax.Array, weight: jax.Array) -> jax.Array:
         """Return T_w(signal)."""
+        if self.back is not None:
+            return self.back(signal, weight)
         _, pull = jax.vjp(lambda x: self.product(x, weight), self.x)
         return pull(signal)[0]
 
@@ -81,7 +87,8 @@ class RuleSet:
 
     Attributes:
         name: what reports call it.
-        rules: (kind, rule) pairs. Kinds are those of `jaxplain.trace.sites.Site`, or names of primitives ("tanh").
+        rules: (kind, rule) pairs. Kinds are those of `jaxplain.trace.sites.Site`, or names of
+            primitives ("tanh").
         transparent: kinds whose own derivative is what this rule set means.
         require: in strict mode at least one site must be of one of these kinds.
         relevance: whether relevance is propagated (and returned) instead of a cotangent.
@@ -126,7 +133,8 @@ def _negative(a: jax.Array) -> jax.Array:
     return jnp.minimum(a, 0)
 
 
-# -- gradient rules ----------------------------------------------------------------------------------------------------
+# -- gradient rules
+# ----------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +158,8 @@ class Deconv:
         return _positive(arriving)
 
 
-# -- relevance rules ---------------------------------------------------------------------------------------------------
+# -- relevance rules
+# ---------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,8 +306,9 @@ class Flat:
 class Excitation:
     """Excitation backprop (marginal winning probability): P_in = x T_w+(P / (x . w^+)), 0 where the denominator is 0.
 
-    `sign` = -1 propagates through the inhibitory weights instead: the dual unit of contrastive excitation backprop.
-    Biases and batch norms do not compete: a unit hands on all of its probability to the inputs that excite it.
+    `sign` = -1 propagates through the inhibitory weights instead: the dual unit of contrastive
+    excitation backprop. Biases and batch norms do not compete: a unit hands on all of its
+    probability to the inputs that excite it.
     """
 
     sign: float = 1.0
@@ -317,6 +327,8 @@ SMOOTH = (
 _PASS: tuple[tuple[str, Rule], ...] = tuple((kind, Pass()) for kind in SMOOTH)
 _RELUS = frozenset({"relu", "max_pool"})
 
+# Every equation keeps its own derivative: the plain gradient.
+NO_RULES = RuleSet("gradient", ())
 GUIDED_BACKPROP = RuleSet(
     "guided backprop", (("relu", Guided()), ("relu6", Guided())), require=("relu", "relu6")
 )
@@ -330,10 +342,12 @@ def relevance_rules(
 ) -> RuleSet:
     """Return a relevance rule set with one rule for convolutions, one for dense layers, and optionally one for the ends.
 
-    Activations hand their relevance on, maximum pooling routes it to the winner, sums share it in proportion.
+    Activations hand their relevance on, maximum pooling routes it to the winner, sums share it in
+    proportion.
 
     Example:
-        >>> relevance_rules("my composite", conv=Gamma(0.5), dense=Epsilon(), first=Flat()).relevance
+        >>> rules = relevance_rules("mine", conv=Gamma(0.5), dense=Epsilon(), first=Flat())
+        >>> rules.relevance
         True
     """
     return RuleSet(

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
@@ -15,6 +15,7 @@ def equation(function, *args):
     return jax.make_jaxpr(function)(*args).eqns[0]
 
 
+@settings(max_examples=10)
 @given(
     size=st.tuples(st.integers(5, 9), st.integers(5, 9)),
     kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
