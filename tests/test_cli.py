@@ -292,7 +292,7 @@ def test_a_method_that_cannot_explain_the_network_is_left_out_unless_asked_for(
     monkeypatch.setitem(METHODS, "cam", method("cam", refusing))
     result = run("explain", picture, "--model", "rgb", "--out", "r.html")
     assert result.exit_code == 0, (result.output, result.exception)
-    assert "cam left out: this network has no global average" in result.stderr
+    assert "Cam left out: this network has no global average" in result.stderr
     assert "no global average" in (tmp_path / "r.html").read_text(encoding="utf-8")
     refused(run("explain", picture, "--model", "rgb", "--methods", "ink,cam"), "global average")
 
@@ -379,6 +379,7 @@ def test_the_demo_scores_every_method_and_shows_every_network(tmp_path, monkeypa
         return tiny(name, channels, size, classes)
 
     monkeypatch.setattr(jaxplain.models, "load_model", load)
+    monkeypatch.setattr("jaxplain.cli.demo.widened", lambda model, classes: model)
     result = run("demo", "--flowers", 24, "--chunk", 5, "--out", "new/demo.html")
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[-1] == "new/demo.html"
@@ -432,3 +433,28 @@ def test_flowers_are_built_where_asked(tmp_path):
     assert result.exit_code == 0, result.output
     assert result.stdout.strip().startswith(str(tmp_path / "sets"))
     refused(run("data", "build", "singel_6c", "--folder", "sets"), "nearest: single_6c")
+
+
+def test_a_wider_network_gives_the_same_maps_and_is_compiled_once_for_both():
+    from jaxplain.cli.demo import widened
+    from jaxplain.methods import gradient
+
+    def random(name, classes):
+        model = jaxplain.models.outline(name)
+        values = np.random.default_rng(classes)
+        params = jax.tree.map(lambda leaf: values.normal(0, 0.1, leaf.shape), model.params)
+        params = jax.tree.map(lambda values: values.astype(np.float32), params)
+        return dataclasses.replace(model, params=params, class_names=("x",) * classes)
+
+    narrow, wide = random("an8flower-single-6c", 6), random("an8flower-double-12c", 12)
+    both = widened(narrow, 12), widened(wide, 12)
+    assert jax.tree.structure(both[0]) == jax.tree.structure(both[1])
+    assert jax.tree.map(np.shape, both[0].params) == jax.tree.map(np.shape, both[1].params)
+    images = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
+    logits = narrow(images)
+    np.testing.assert_allclose(both[0](images)[:, :6], logits, rtol=1e-5)
+    assert jax.nn.softmax(both[0](images))[:, 6:].max() == 0
+    targets = jnp.array([1, 4])
+    np.testing.assert_allclose(
+        gradient(both[0], images, targets), gradient(narrow, images, targets), rtol=1e-4, atol=1e-6
+    )

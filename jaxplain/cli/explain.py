@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxplain.cli import compilation, facts
 from jaxplain.cli.console import note, one_line, progress, say, show_table, table
-from jaxplain.cli.maps import Maps, run_method
+from jaxplain.cli.maps import Maps, Task, run_methods
 from jaxplain.names import unknown
 from jaxplain.outputs import check_writable, replacing
 from jaxplain.report import LARGEST_PICTURE, Case, Explained, Report, Section, percent, write_report
@@ -238,27 +238,11 @@ def explain_all(
     Raises:
         ValueError: a method refuses and not `forgiving`, or no method is left.
     """
-    batches = -(-len(images) // min(chunk, len(images)))
-    found: dict[str, Maps] = {}
-    skipped: dict[str, str] = {}
-    with progress(len(chosen) * batches) as advance:
-        for method in chosen:
-            advance(method.title, 0)
-            if forgiving and (reason := method.inapplicable(model, layer=layer)):
-                skipped[method.title] = reason
-                note(f"{method.name} left out: {reason}")
-                advance(method.title, batches)
-                continue
-            found[method.name] = run_method(
-                method,
-                model,
-                images,
-                targets,
-                seed=seed,
-                chunk=chunk,
-                layer=layer,
-                tick=lambda title=method.title: advance(title),
-            )
+    task = Task(model, images, targets, seed, chunk, layer)
+    with progress(len(chosen) * task.batches) as advance:
+        found, skipped = run_methods(chosen, task, forgiving=forgiving, tick=advance)
+    for title, reason in skipped.items():
+        note(f"{title} left out: {reason}")
     if not found:
         raise ValueError(
             f"no method can explain model {model.name!r}: {'; '.join(skipped.values())}"

@@ -1,8 +1,10 @@
 """Runs methods over pictures in batches of one size, each compiled once, and keeps time."""
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -34,68 +36,138 @@ class Maps:
     compile_seconds: float | None = None
 
 
-def run_method(
-    method: "Method",
-    model: "Model",
-    images: np.ndarray,
-    targets: np.ndarray,
-    *,
-    seed: int,
-    chunk: int,
-    layer: str | None = None,
-    tick: Callable[[], None] = lambda: None,
-) -> Maps:
-    """Explain N images with one method.
+@dataclass(frozen=True)
+class Task:
+    """N images to explain, in batches of one size.
 
-    Args:
-        method: a line of METHODS.
+    Attributes:
         model: the network.
         images: (N, H, W, C) float32.
         targets: (N,) int32.
-        seed: of random methods.
+        seed: of random methods. All batches share its key: a picture's map does not depend on the
+            batch that it is in.
         chunk: images a batch. The last one is filled up with copies, whose maps are dropped.
         layer: of layered methods.
-        tick: called after every batch.
+    """
+
+    model: "Model"
+    images: np.ndarray
+    targets: np.ndarray
+    seed: int
+    chunk: int
+    layer: str | None = None
+
+    @property
+    def batches(self) -> int:
+        """How many batches there are."""
+        return -(-len(self.images) // self.size)
+
+    @property
+    def size(self) -> int:
+        """Images a batch: no more than there are."""
+        return min(self.chunk, len(self.images))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a method said of one batch, and how long it took."""
+
+    fields: Mapping[str, np.ndarray]
+    audit: Sequence[Mapping[str, Any]]
+    seconds: float
+
+
+def run_methods(
+    methods: Sequence["Method"],
+    task: Task,
+    *,
+    forgiving: bool = False,
+    tick: Callable[[str], None] = lambda title: None,
+) -> tuple[dict[str, Maps], dict[str, str]]:
+    """Explain the images with every method.
+
+    The first batches, in which methods are traced and compiled, run side by side; the others run
+    one after the other, so that their times can be believed.
+
+    Args:
+        methods: lines of METHODS.
+        task: what to explain.
+        forgiving: whether to leave out the methods that refuse this network.
+        tick: called with the method's title after every batch.
+
+    Returns:
+        Method name -> maps, and title -> reason of what was left out.
 
     Raises:
-        ValueError: what the method refuses, or a map that is not finite.
+        ValueError: a method refuses and not `forgiving`, or gives a map that is not finite.
     """
+    skipped: dict[str, str] = {}
+    found: dict[str, Maps] = {}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        started = [(method, pool.submit(run_batch, method, task, 0)) for method in methods]
+        firsts: dict[str, Batch] = {}
+        try:
+            for method, future in started:
+                try:
+                    firsts[method.name] = future.result()
+                except ValueError as error:
+                    if not forgiving:
+                        raise
+                    skipped[method.title] = str(error)
+                tick(method.title)
+        finally:
+            pool.shutdown(cancel_futures=True)
+    for method in methods:
+        if method.name in firsts:
+            parts = [firsts[method.name]]
+            for number in range(1, task.batches):
+                parts.append(run_batch(method, task, number))
+                tick(method.title)
+            found[method.name] = join(method, parts, task)
+    return found, skipped
+
+
+def run_batch(method: "Method", task: Task, number: int) -> Batch:
+    """Explain one batch."""
     import jax
 
-    chunk = min(chunk, len(images))
-    # One key for all batches: a picture's map does not depend on the batch that it is in.
-    key = jax.random.key(seed) if method.random else None
-    parts: list[dict[str, Any]] = []
-    times: list[float] = []
-    audit: Sequence[Mapping[str, Any]] = ()
-    for number, start in enumerate(range(0, len(images), chunk)):
-        rows = np.minimum(np.arange(start, start + chunk), len(images) - 1)
-        began = time.perf_counter()
-        found = jax.block_until_ready(
-            method.explain(model, images[rows], targets[rows], key=key, layer=layer)
-        )
-        times.append(time.perf_counter() - began)
-        if number == 0 and found.audit is not None:
-            audit = tuple(found.audit.rows())
-        kept = min(chunk, len(images) - start)
-        fields = {"heatmaps": found.heatmap, "stderr": found.stderr, "gap": found.gap}
-        parts.append(
-            {name: np.asarray(value)[:kept] for name, value in fields.items() if value is not None}
-        )
-        tick()
+    start = number * task.size
+    rows = np.minimum(np.arange(start, start + task.size), len(task.images) - 1)
+    key = jax.random.key(task.seed) if method.random else None
+    began = time.perf_counter()
+    found = jax.block_until_ready(
+        method.explain(task.model, task.images[rows], task.targets[rows], key=key, layer=task.layer)
+    )
+    seconds = time.perf_counter() - began
+    kept = min(task.size, len(task.images) - start)
+    fields = {"heatmaps": found.heatmap, "stderr": found.stderr, "gap": found.gap}
+    return Batch(
+        {name: np.asarray(value)[:kept] for name, value in fields.items() if value is not None},
+        () if found.audit is None else tuple(found.audit.rows()),
+        seconds,
+    )
+
+
+def join(method: "Method", parts: Sequence[Batch], task: Task) -> Maps:
+    """Return the maps of all batches.
+
+    Raises:
+        ValueError: a map that is not finite.
+    """
     joined = {
-        name: np.concatenate([part[name] for part in parts]).astype(np.float32) for name in parts[0]
+        name: np.concatenate([part.fields[name] for part in parts]).astype(np.float32)
+        for name in parts[0].fields
     }
     bad = ~np.isfinite(joined["heatmaps"]).all((1, 2))
     if bad.any():
         raise ValueError(
             f"method {method.name!r} gave maps that are not finite for {int(bad.sum())} of "
-            f"{len(images)} pictures; are the weights finite?"
+            f"{len(bad)} pictures; are the weights finite?"
         )
-    steady = statistics.median(times[1:]) if len(times) > 1 else None
+    steady = statistics.median(part.seconds for part in parts[1:]) if len(parts) > 1 else None
     return Maps(
         **joined,
-        audit=audit,
-        seconds=None if steady is None else steady / chunk,
-        compile_seconds=None if steady is None else max(0.0, times[0] - steady),
+        audit=parts[0].audit,
+        seconds=None if steady is None else steady / task.size,
+        compile_seconds=None if steady is None else max(0.0, parts[0].seconds - steady),
     )
