@@ -1,10 +1,12 @@
-"""Checkpoints of long work: a pytree of arrays and a little JSON, kept by Orbax.
+"""Checkpoints of long work: a pytree of arrays, kept by Orbax, and a little JSON.
 
-Each stands in a folder of its own, which appears when it is complete; the two newest are kept. Each
-says what work it belongs to, and holds a checksum, so that the work goes on from the newest one
-that is whole.
+A checkpoint counts when its seal is written, last of all: a file that says what work it belongs to
+and holds checksums of everything. So a process can be killed at any moment, and the next one goes
+on from the newest checkpoint that is whole; the two newest are kept.
 """
 
+import json
+import shutil
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +15,8 @@ from typing import Any
 
 import jax
 import numpy as np
+
+from jaxplain.outputs import replacing
 
 _KEPT = 2
 
@@ -32,7 +36,7 @@ class Checkpoints:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     with Checkpoints(folder, {"task": "count"}) as checkpoints:
         ...         checkpoints.save(3, {"total": np.float32(6)}, {"seen": [1, 2, 3]})
-        ...         step, state, notes = checkpoints.newest({"total": np.float32(0)})
+        ...         step, state, notes = checkpoints.resume({"total": np.float32(0)})
         >>> step, float(state["total"]), notes
         (3, 6.0, {'seen': [1, 2, 3]})
     """
@@ -41,10 +45,12 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         self._folder = Path(folder).absolute()
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._work = dict(work)
+        self._states, self._seals = self._folder / "states", self._folder / "seals"
+        for made in (self._states, self._seals):
+            made.mkdir(parents=True, exist_ok=True)
+        self._work = json.loads(json.dumps(dict(work)))
         self._manager = ocp.CheckpointManager(
-            self._folder,
+            self._states,
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=_KEPT, enable_async_checkpointing=False
             ),
@@ -74,45 +80,67 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp
 
-        state = jax.tree.map(np.asarray, state)
-        about = {"work": self._work, "notes": dict(notes), "checksum": _checksum(state)}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)
-            ),
-            force=True,
-        )
+        saved = ocp.args.StandardSave(jax.tree.map(np.asarray, state))
+        self._manager.save(step, args=saved, force=True)
+        kept = {str(number) for number in self._manager.all_steps()}
+        for seal in self._seals.iterdir():
+            if seal.name not in kept:
+                seal.unlink()
+        said = {"work": self._work, "notes": dict(notes), "files": self._checksums(step)}
+        text = json.dumps(said)
+        with replacing(self._seals / str(step)) as part:
+            part.write_text(f"{zlib.crc32(text.encode()):08x}{text}", "utf-8")
 
-    def newest(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
+    def resume(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
         """Return (step, state, notes) of the newest whole checkpoint, None if there is none.
+
+        What was written after it is deleted.
 
         Args:
             like: a pytree of arrays, or of their shapes, as was saved.
 
         Raises:
-            ValueError: a checkpoint is of other work; the message says what differs.
+            ValueError: a checkpoint is of other work (the message says what differs), or there were
+                some and none is whole any more.
         """
         import orbax.checkpoint as ocp
 
-        shapes = jax.eval_shape(lambda: jax.tree.map(np.asarray, like))
-        for step in sorted(self._manager.all_steps(), reverse=True):
-            # A damaged file shows itself in these two ways; an older one may be whole.
-            try:
-                read = ocp.args.Composite(about=ocp.args.JsonRestore())
-                about = self._manager.restore(step, args=read)["about"]
-            except (OSError, ValueError):
-                continue
-            self._check_work(about["work"])
-            try:
-                read = ocp.args.Composite(state=ocp.args.StandardRestore(shapes))
-                state = self._manager.restore(step, args=read)["state"]
-            except (OSError, ValueError):
-                continue
-            state = jax.tree.map(np.asarray, state)
-            if _checksum(state) == about["checksum"]:
-                return step, state, about["notes"]
-        return None
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        whole = next((step for step in steps if self._seal(step) is not None), None)
+        if whole is None and any((self._seals / str(step)).exists() for step in steps):
+            raise ValueError(
+                f"the checkpoints in {self._folder} are damaged; delete them to begin anew"
+            )
+        said = {} if whole is None else self._seal(whole) or {}
+        if said:
+            self._check_work(said["work"])
+        for step in steps:
+            if whole is None or step > whole:
+                (self._seals / str(step)).unlink(missing_ok=True)
+                shutil.rmtree(self._states / str(step))
+        self._manager.reload()
+        if whole is None:
+            return None
+        # Arrays of NumPy come back as such, and so with 64 bits, which JAX may have turned off.
+        like = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
+        state = self._manager.restore(whole, args=ocp.args.StandardRestore(like))
+        return whole, state, said["notes"]
+
+    def _seal(self, step: int) -> dict[str, Any] | None:
+        """Return what the seal of a step says, None unless it and the files are as they were."""
+        try:
+            text = (self._seals / str(step)).read_bytes()
+        except FileNotFoundError:
+            return None
+        if text[:8] != f"{zlib.crc32(text[8:]):08x}".encode():
+            return None
+        said = json.loads(text[8:])
+        return said if said["files"] == self._checksums(step) else None
+
+    def _checksums(self, step: int) -> dict[str, int]:
+        folder = self._states / str(step)
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        return {str(path.relative_to(folder)): zlib.crc32(path.read_bytes()) for path in files}
 
     def _check_work(self, work: Mapping[str, Any]) -> None:
         keys = sorted({*work, *self._work})
@@ -125,10 +153,3 @@ class Checkpoints:
                 f"the checkpoints in {self._folder} are of other work: {listed}. Give another "
                 f"folder, or the same settings"
             )
-
-
-def _checksum(state: Any) -> int:
-    checksum = 0
-    for leaf in jax.tree.leaves(state):
-        checksum = zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data, checksum)
-    return checksum

@@ -172,7 +172,6 @@ def fit(
         state, history = loop.run(None)
     else:
         work = {**dataclasses.asdict(recipe), "seed": seed, "pictures": _fingerprint(data)}
-        work["images"] = None if recipe.images is None else list(recipe.images)
         with Checkpoints(checkpoint_dir, work) as checkpoints:
             state, history = loop.run(checkpoints)
     variables = jax.tree.map(np.asarray, fold_batch_norm(state.best))
@@ -265,7 +264,7 @@ class _Loop:
     def run(self, checkpoints: Checkpoints | None) -> tuple[State, tuple[Epoch, ...]]:
         """Train to the end; return the last state and the epochs."""
         state, done, history = self.first(), 0, ()
-        if checkpoints is not None and (found := checkpoints.newest(state)) is not None:
+        if checkpoints is not None and (found := checkpoints.resume(state)) is not None:
             done, kept, notes = found
             state = jax.tree.map(jnp.asarray, kept)
             history = tuple(Epoch(*values) for values in notes["history"])

@@ -1,0 +1,191 @@
+"""`MODELS` and `load_model`: what is named is there, what is not is said."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxplain.models import MODELS, RANDOM, SHIPPED, load_model, outline, parameter_count
+from jaxplain.models.architecture import Architecture, Foreign
+from jaxplain.models.lenet import LeNet
+from jaxplain.models.weights import store
+from jaxplain.preprocessing import Preprocessing
+
+LAYERED = ("default_layer", "contrast_layer", "evidence_layer")
+SHIPPED_MODELS = [name for name, row in MODELS.items() if SHIPPED in row.weights]
+# One of each kind: tracing all of them takes longer than it tells.
+TRACED = [*SHIPPED_MODELS, "alexnet", "vgg11", "googlenet", "resnet18"]
+
+
+def test_names_are_unique_and_rows_complete():
+    names = list(MODELS)
+    assert len(set(names)) == len(names) == len(MODELS)
+    for name, architecture in MODELS.items():
+        assert architecture.name == name
+        assert architecture.description
+        assert architecture.input_shape[-1] in (1, 3)
+
+
+@pytest.mark.parametrize("name", TRACED)
+def test_the_layers_that_a_row_names_are_the_networks(name):
+    layers = {layer.name: layer.shape for layer in outline(name).layers()}
+    for field in LAYERED:
+        assert getattr(MODELS[name], field) in layers
+    assert len(layers[MODELS[name].default_layer]) == 3
+    assert layers["logits" if "logits" in layers else "fc"] == (MODELS[name].num_classes,)
+
+
+@pytest.mark.parametrize("name", SHIPPED_MODELS)
+def test_shipped_weights_say_what_they_are_and_fit(name):
+    model = load_model(name)
+    assert model.name == name
+    assert len(model.class_names) == MODELS[name].num_classes
+    assert model.preprocessing.input_shape == model.input_shape
+    weights = store.load(_shipped(name), MODELS[name])
+    assert weights.architecture == weights.recipe["name"] == name
+    assert weights.figures["test_accuracy"] >= (0.97 if name == "digits" else 0.98)
+
+
+def test_the_digit_classifier_reads_held_out_digits():
+    from jaxplain.data.digits import digits
+
+    model, test = load_model("digits"), digits("test")
+    logits = model(jnp.asarray(model.preprocessing.batch(list(test.images))))
+    assert np.mean(np.asarray(logits).argmax(-1) == test.labels) >= 0.97
+
+
+@pytest.mark.parametrize("name", [name for name in SHIPPED_MODELS if name != "digits"])
+def test_the_flower_classifiers_know_held_out_flowers_by_the_right_part(name):
+    from jaxplain.data.an8flower import find_variant, render
+
+    variant = MODELS[name].name.removeprefix("an8flower-").replace("-", "_")
+    model, classes = load_model(name), len(find_variant(variant).class_names)
+    assert model.class_names == find_variant(variant).class_names
+    scenes = [range(classes), [(label + 1) % classes for label in range(classes)]]
+    for labels in scenes:  # as they are, and the same scenes painted as the next class
+        pictures = [
+            render(i, variant=variant, split="test", label=label).image
+            for i, label in enumerate(labels)
+        ]
+        logits = model(jnp.asarray(model.preprocessing.batch(pictures)))
+        assert np.mean(np.asarray(logits).argmax(-1) == labels) >= 0.9
+
+
+def _shipped(name):
+    from importlib import resources
+
+    return resources.files("jaxplain.models.weights") / MODELS[name].weights[SHIPPED]
+
+
+def test_loading_twice_shares_compilations():
+    first, second = load_model("digits"), load_model("digits")
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    traced = []
+
+    @jax.jit
+    def run(model, x):
+        traced.append(1)
+        return model(x)
+
+    run(first, jnp.zeros((1, 28, 28, 1)))
+    run(second, jnp.ones((1, 28, 28, 1)))
+    assert len(traced) == 1
+
+
+@pytest.mark.parametrize(("name", "near"), [("digit", "digits"), ("an8flower-single", "single-6c")])
+def test_an_unknown_name_suggests_the_nearest(name, near):
+    with pytest.raises(ValueError, match=f"unknown model '{name}'; nearest: .*{near}"):
+        load_model(name)
+
+
+def test_nothing_is_loaded_silently_where_nothing_ships():
+    with pytest.raises(ValueError, match=r"no weights of 'alexnet' ship .*'imagenet', 'random'"):
+        load_model("alexnet")
+    with pytest.raises(ValueError, match="unknown weights 'shipped' of 'alexnet'"):
+        load_model("alexnet", SHIPPED)
+    with pytest.raises(ValueError, match="unknown weights 'imagenet' of 'digits'"):
+        load_model("digits", "imagenet")
+
+
+def test_random_weights_are_the_same_every_time_and_not_the_shipped():
+    first, second = load_model("digits", RANDOM), load_model("digits", RANDOM)
+    jax.tree.map(np.testing.assert_array_equal, first.params, second.params)
+    shipped = load_model("digits").params["params"]["conv1"]["kernel"]
+    assert not np.array_equal(first.params["params"]["conv1"]["kernel"], shipped)
+    assert load_model("digits", RANDOM, num_classes=3)(jnp.zeros((1, 28, 28, 1))).shape == (1, 3)
+
+
+def test_a_mapping_of_arrays_is_taken_and_checked():
+    shipped = load_model("digits")
+    same = load_model("digits", shipped.params)
+    jax.tree.map(np.testing.assert_array_equal, same.params, shipped.params)
+    params = {name: dict(layer) for name, layer in shipped.params["params"].items()}
+    del params["conv1"]["bias"]
+    params["extra"] = {"bias": np.zeros(2)}
+    with pytest.raises(ValueError, match=r"params/conv1/bias.*params/extra/bias"):
+        load_model("digits", {"params": params})
+
+
+def test_a_file_brings_its_classes_names_and_preprocessing(tmp_path):
+    model = load_model("digits", RANDOM, num_classes=3)
+    preprocessing = Preprocessing((28, 28), (0.5,), (0.1,))
+    weights = store.Weights(model.params, "digits", 3, preprocessing, ("x", "y", "z"))
+    store.save(tmp_path / "own.safetensors", weights)
+    found = load_model("digits", tmp_path / "own.safetensors")
+    assert found.class_names == ("x", "y", "z")
+    assert found.preprocessing == preprocessing
+    assert found(jnp.zeros((1, 28, 28, 1))).shape == (1, 3)
+    with pytest.raises(ValueError, match=r"logits/kernel"):
+        load_model("digits", str(tmp_path / "own.safetensors"), num_classes=5)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="none"):
+        load_model("digits", tmp_path / "none.safetensors")
+
+
+def test_another_image_size_travels_into_the_preprocessing():
+    model = load_model("digits", image_size=(40, 36))
+    assert model.input_shape == (40, 36, 1)
+    picture = np.zeros((50, 60), np.uint8)
+    assert model(jnp.asarray(model.preprocessing.batch([picture]))).shape == (1, 10)
+    with pytest.raises(ValueError, match="too small"):
+        load_model("digits", image_size=12)
+    with pytest.raises(ValueError, match="image_size is 0"):
+        load_model("digits", image_size=0)
+    with pytest.raises(ValueError, match="num_classes is 0"):
+        load_model("digits", num_classes=0)
+
+
+def test_weights_of_others_reach_the_rows_own_reader(monkeypatch):
+    asked = []
+
+    def foreign(source, num_classes):
+        asked.append((source, num_classes))
+        variables = network.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+        return Foreign(variables, Preprocessing((8, 8), (0.1,), (0.2,), resize=10), ("p", "q"))
+
+    network = LeNet(2, widths=(2, 3), kernels=(3, 3))
+    row = Architecture(
+        name="own",
+        description="a network of this test",
+        build=lambda num_classes: network.clone(num_classes=num_classes),
+        num_classes=2,
+        preprocessing=Preprocessing((8, 8), (0.0,), (1.0,)),
+        default_layer="conv2",
+        contrast_layer="avgpool",
+        evidence_layer="pool1",
+        weights={"elsewhere": "own.bin"},
+        foreign=foreign,
+    )
+    monkeypatch.setattr("jaxplain.models.MODELS", {"own": row})
+    model = load_model("own", "elsewhere", image_size=16)
+    assert asked == [("elsewhere", 2)]
+    assert model.class_names == ("p", "q")
+    assert model.preprocessing == Preprocessing((16, 16), (0.1,), (0.2,), resize=20)
+
+
+def test_an_outline_has_shapes_only():
+    model = outline("vgg16")
+    assert parameter_count(model) == 138_357_544  # torchvision's count
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(model.params))
