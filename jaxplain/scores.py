@@ -15,10 +15,16 @@ ScoreFn = Callable[[jax.Array, jax.Array], jax.Array]
 Score = Literal["logit", "probability", "log_probability", "contrast"] | ScoreFn
 
 
+def _is_target(values: jax.Array, targets: jax.Array) -> jax.Array:
+    return jnp.arange(values.shape[-1])[None] == targets[:, None]
+
+
 def _pick(values: jax.Array, targets: jax.Array) -> jax.Array:
+    # Elementwise, which works on any mesh; a gather does not.
+    some = jnp.clip(targets, 0, values.shape[-1] - 1)
+    picked = jnp.where(_is_target(values, some), values, 0).sum(-1)
     # A class that does not exist gives NaN, and NaN derivatives: under jit, failure is data.
     valid = (targets >= 0) & (targets < values.shape[-1])
-    picked = values[jnp.arange(targets.shape[0]), jnp.clip(targets, 0, values.shape[-1] - 1)]
     return picked * jnp.where(valid, 1, jnp.nan).astype(values.dtype)
 
 
@@ -39,7 +45,7 @@ def log_probability(logits: Float[Array, "b k"], targets: Int[Array, " b"]) -> F
 
 def contrast(logits: Float[Array, "b k"], targets: Int[Array, " b"]) -> Float[Array, " b"]:
     """Return the logit of each target minus the largest other logit."""
-    others = jnp.where(jnp.arange(logits.shape[-1])[None] == targets[:, None], -jnp.inf, logits)
+    others = jnp.where(_is_target(logits, targets), -jnp.inf, logits)
     return _pick(logits, targets) - others.max(-1)
 
 
@@ -51,7 +57,7 @@ SCORES: dict[str, ScoreFn] = {
 }
 
 
-def score_fn(score: Score) -> ScoreFn:
+def score_fn(score: str | ScoreFn) -> ScoreFn:
     """Return the function (logits (B, K), targets (B,)) -> (B,) of a score.
 
     Raises:

@@ -94,8 +94,13 @@ def backpropagate(
             )
         seed = Seed(relevance=one_hot(targets, sweep.logits))
     else:
-        _, pull = jax.vjp(lambda logits: score_fn(score)(logits, targets), sweep.logits)
-        seed = Seed(cotangent=pull(jnp.ones(targets.shape, sweep.logits.dtype))[0])
+        scores, pull = jax.vjp(lambda logits: score_fn(score)(logits, targets), sweep.logits)
+        if scores.shape != targets.shape:
+            raise ValueError(
+                f"score returns shape {scores.shape} for {targets.shape[0]} images; "
+                "expected one number an image"
+            )
+        seed = Seed(cotangent=pull(jnp.ones_like(scores))[0])
     found = sweep.pull(rules, {"logits": seed}, [INPUT, *layers], strict=strict)
     return Backpropagation(
         sweep.logits,

@@ -34,7 +34,7 @@ ACTIVATIONS = frozenset(
 ELEMENTWISE = frozenset(
     """abs add and cbrt clamp convert_element_type copy div eq erf erf_inv erfc exp exp2 expm1 ge gt
     integer_pow is_finite le log log1p logistic lt max min mul ne neg not or pow rsqrt select_n sign sin
-    cos sqrt square stop_gradient sub tan tanh xor broadcast_in_dim""".split()
+    cos sqrt square stop_gradient sub tan tanh xor broadcast_in_dim pvary pcast""".split()
 )
 
 
@@ -255,8 +255,8 @@ def source(equation: Equation) -> str:
 
 def derivative(equation: Equation, position: int) -> Program:
     """Return the program (operands, tangent of one) -> tangent of the first output."""
-    avals = [v.aval for v in equation.source.invars]
-    others = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals]
+    # Abstract values as they are: they say how an array lies on a mesh.
+    others = [v.aval for v in equation.source.invars]
     primal = others.pop(position)
 
     def tangent(rest: Sequence[Any], x: Any, t: Any) -> Any:

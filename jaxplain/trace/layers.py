@@ -105,7 +105,7 @@ class _Names:
 
 def layers(model: Model, image_shape: tuple[int, int, int] | None = None) -> tuple[Layer, ...]:
     """Return the layers of a model: see `Model.layers`."""
-    traced = trace_model(model, _image_struct(model, image_shape, 1, jnp.float32))
+    traced = trace_model(model, _image_struct(model, image_shape))
     fields = receptive_fields(traced.program, traced.image)
     return tuple(
         Layer(name, tuple(traced.program.avals[v].shape[1:]), fields.get(v))
@@ -115,13 +115,21 @@ def layers(model: Model, image_shape: tuple[int, int, int] | None = None) -> tup
 
 
 def _image_struct(
-    model: Model, shape: Sequence[int] | None, batch: int, dtype: Any, like: Any = None
+    model: Model, shape: Sequence[int] | None, *, like: jax.Array | None = None, dtype: Any = None
 ) -> jax.ShapeDtypeStruct:
-    shape = shape or model.input_shape
-    if shape is None:
+    """Return the shape of one image, or of the images that a tensor `like` (B, ...) belongs to."""
+    size = shape or model.input_shape
+    if size is None:
         raise ValueError("image_shape is needed: the model does not say its input_shape")
-    vma = getattr(jax.typeof(like), "vma", None) if like is not None else None
-    return jax.ShapeDtypeStruct((batch, *shape), dtype, **({"vma": vma} if vma else {}))
+    if like is None:
+        return jax.ShapeDtypeStruct((1, *size), jnp.float32)
+
+    def spread(tensor: jax.Array) -> jax.Array:
+        # Made of the tensor, so that it lies on a mesh as the tensor does.
+        one = tensor.reshape(tensor.shape[0], -1)[:, :1].astype(dtype)
+        return jnp.broadcast_to(one[..., None, None], (tensor.shape[0], *size))
+
+    return jax.eval_shape(spread, like)
 
 
 def capture(model: Model, images: jax.Array, names: Iterable[str]) -> dict[str, jax.Array]:
@@ -181,8 +189,9 @@ class _Suffix:
     def __call__(self, params: Any, tensor: jax.Array) -> jax.Array:
         model = dataclasses.replace(self.whole, params=params)
         # The images' dtype is not known here; the one that gives the layer this dtype will do.
-        for dtype in dict.fromkeys((tensor.dtype, jnp.dtype(jnp.float32))):
-            struct = _image_struct(model, self.image_shape, tensor.shape[0], dtype, tensor)
+        own = [tensor.dtype] if jnp.issubdtype(tensor.dtype, jnp.floating) else []
+        for dtype in dict.fromkeys([*own, jnp.dtype(jnp.float32)]):
+            struct = _image_struct(model, self.image_shape, like=tensor, dtype=dtype)
             traced = trace_model(model, struct)
             variable = traced.variable(self.layer)
             aval = traced.program.avals[variable]
@@ -230,7 +239,7 @@ def split(
         >>> suffix(prefix(jnp.zeros((2, 28, 28, 1)))).shape
         (2, 10)
     """
-    traced = trace_model(model, _image_struct(model, image_shape, 1, jnp.float32))
+    traced = trace_model(model, _image_struct(model, image_shape))
     shape = tuple(traced.program.avals[traced.variable(layer)].shape[1:])
     _, inputs = jx.ancestors(
         traced.program, traced.program.outputs, frozenset({traced.variable(layer)})
@@ -286,10 +295,10 @@ class _Change:
     changes: Mapping[str, Mapping[str, Any]]
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        for kind, layers_ in self.changes.items():
+        for kind, change in _CHANGES.items():  # in this order; jit sorts the changes themselves
             for name in self.names:
-                if name in layers_:
-                    x = _CHANGES[kind](x, layers_[name], name)
+                if name in self.changes.get(kind, {}):
+                    x = change(x, self.changes[kind][name], name)
         for name in self.names:
             x = checkpoint_name(x, name)
         return x

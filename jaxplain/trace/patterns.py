@@ -21,7 +21,9 @@ LAYOUT = frozenset("transpose reshape squeeze expand_dims name".split())
 RECTIFIERS = frozenset({"relu", "relu6"})
 COMPARISONS = {"gt": 1, "ge": 1, "lt": -1, "le": -1}
 # What a constant may go through before it is used.
-_SHAPES = frozenset("broadcast_in_dim convert_element_type reshape squeeze copy".split())
+_SHAPES = frozenset(
+    "broadcast_in_dim convert_element_type reshape squeeze copy pvary pcast reshard".split()
+)
 # Equations that a layer's name may be behind.
 _NAMED_THROUGH = frozenset(
     "add sub mul div max min clamp select_n convert_element_type custom_jvp_call jit".split()
