@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jaxplain.model import check_images
@@ -96,7 +97,7 @@ class Network(nn.Module):
     @nn.compact
     def __call__(
         self,
-        images: Float[Array, "b h w c"],
+        images: ArrayLike,
         *,
         train: bool = False,
         gates: Edits = None,
@@ -106,7 +107,8 @@ class Network(nn.Module):
         """Return the logits.
 
         Args:
-            images: preprocessed pictures; any size that leaves the last pooling something to pool.
+            images: (B, H, W, 3) preprocessed pictures, floats; of any size that leaves the last
+                pooling something to pool.
             train: use and update the statistics of the batch, and drop units; needs
                 `mutable=["batch_stats"]` where there is batch norm and `rngs={"dropout": key}`
                 where there is dropout.
@@ -149,7 +151,7 @@ def as_function(name: str, network: Network) -> Callable[..., jax.Array]:
 
     def function(
         params: Mapping[str, Any],
-        images: Float[Array, "b h w c"],
+        images: ArrayLike,
         *,
         gates: Edits = None,
         masks: Edits = None,
@@ -173,7 +175,7 @@ def as_function(name: str, network: Network) -> Callable[..., jax.Array]:
 
     Args:
         params: its variables, {{"params": ...}}, and {{"batch_stats": ...}} if it has batch norm.
-        images: preprocessed pictures.
+        images: (B, H, W, 3) preprocessed pictures, floats.
         gates: layer name -> (K,) or (B, K) factors of its channels.
         masks: layer name or "input" -> (H, W) or (B, H, W) factors of its positions.
         resize_masks: bring each mask to the size of its layer first.

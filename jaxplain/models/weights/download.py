@@ -32,6 +32,8 @@ def cache_folder() -> Path:
 def download(url: str, path: Path, *, sha256: str, progress: bool = True) -> str:
     """Download `url` to `path` and return its SHA-256.
 
+    The file appears when it is complete and verified. What an interrupted transfer has brought
+    stays in `<path>.part`; the next call goes on there.
 
     Args:
         url: http or https.

@@ -6,8 +6,6 @@ fields of their own; what is needed to prepare a picture is in `meta.normalizati
 in `normalization`.
 """
 
-import struct
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import numpy as np
 from jaxplain.models.network import Network
 from jaxplain.models.weights.fill import Path as VariablePath
 from jaxplain.models.weights.fill import Slot
+from jaxplain.models.weights.mat_file import read_mat
 from jaxplain.models.weights.tensors import MemoryTensor
 from jaxplain.preprocessing import Preprocessing
 
@@ -38,50 +37,27 @@ def read_matconvnet(path: str | Path) -> tuple[dict[str, MemoryTensor], Preproce
         FileNotFoundError: there is none.
         ValueError: it is damaged, of MATLAB's version 7.3 (HDF5), or not a network.
     """
-    from scipy import io
-
     path = Path(path)
-    with path.open("rb") as file:
-        try:
-            workspace = io.loadmat(
-                file,
-                variable_names=["layers", "meta", "normalization"],
-                struct_as_record=False,
-            )
-            return _tensors(workspace), _preprocessing(workspace)
-        # What scipy raises on damaged files: its own MatReadError is none of ValueError's kind.
-        except (
-            io.matlab.MatReadError,
-            ValueError,
-            TypeError,
-            LookupError,
-            AttributeError,
-            ArithmeticError,
-            NotImplementedError,
-            MemoryError,
-            EOFError,
-            OSError,
-            zlib.error,
-            struct.error,
-        ) as error:
-            reason = str(error) or type(error).__name__
-            raise ValueError(
-                f"{path} is not a readable MatConvNet network: {reason[:500]}"
-            ) from error
+    workspace = read_mat(path, ("layers", "meta", "normalization"))
+    try:
+        return _tensors(workspace), _preprocessing(workspace)
+    # A value of another kind than expected.
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{path} is not a MatConvNet network: {reason[:500]}") from error
 
 
 def _tensors(workspace: Mapping[str, Any]) -> dict[str, MemoryTensor]:
     """Return filters and biases of the convolutions (dense layers are convolutions there)."""
     tensors = {}
-    for cell in np.asarray(workspace["layers"]).reshape(-1):
-        layer = _only(cell)
-        if _text(layer.type) != "conv":
+    for layer in _field(workspace, "layers"):
+        if _field(layer, "type") != "conv":
             continue
-        if hasattr(layer, "weights"):
-            filters, biases = layer.weights.reshape(-1)
+        if "weights" in layer:
+            filters, biases = _field(layer, "weights")
         else:
-            filters, biases = layer.filters, layer.biases
-        name = RENAMED.get(_text(layer.name), _text(layer.name))
+            filters, biases = _field(layer, "filters"), _field(layer, "biases")
+        name = RENAMED.get(_field(layer, "name"), layer["name"])
         if f"{name}.filters" in tensors:
             raise ValueError(f"two of its layers are called {name[:80]!r}")
         # MATLAB drops axes of length one at the end.
@@ -93,35 +69,29 @@ def _tensors(workspace: Mapping[str, Any]) -> dict[str, MemoryTensor]:
     return tensors
 
 
-def _only(cell: Any) -> Any:
-    """Return the one element of a MATLAB array."""
-    return np.asarray(cell).reshape(-1)[0] if np.size(cell) == 1 else cell
-
-
-def _text(value: Any) -> str:
-    return str(_only(value))
+def _field(struct: Any, name: str) -> Any:
+    if not isinstance(struct, Mapping) or name not in struct:
+        raise ValueError(f"it has no {name} where one belongs")
+    return struct[name]
 
 
 def _preprocessing(workspace: Mapping[str, Any]) -> Preprocessing:
     """Read what is needed to prepare pictures."""
-    if "meta" in workspace:
-        normalization = _only(_only(workspace["meta"]).normalization)
-    else:
-        normalization = _only(workspace["normalization"])
-    height, width = (int(n) for n in normalization.imageSize.reshape(-1)[:2])
-    average = np.asarray(normalization.averageImage, np.float64)
+    described: Any = workspace.get("meta", workspace)
+    normalization = _field(described, "normalization")
+    height, width = (int(n) for n in _field(normalization, "imageSize").reshape(-1)[:2])
+    average = np.asarray(_field(normalization, "averageImage"), np.float64)
     if average.size % 3 or not average.size:
         raise ValueError(f"its averageImage has shape {average.shape}, not three channels")
     # Channels are the last axis of a picture, and the only one of a mean colour.
     mean = average.reshape(-1, 3).mean(0) / 255
-    border = np.asarray(getattr(normalization, "border", (0, 0))).reshape(-1)
-    interpolation = _text(getattr(normalization, "interpolation", "bicubic"))
+    border = np.asarray(normalization.get("border", (0, 0))).reshape(-1)
     return Preprocessing(
         (height, width),
         tuple(float(m) for m in mean),
         (1.0, 1.0, 1.0),
         resize=min(height, width) + int(border.min()) if border.any() else None,
-        interpolation=interpolation,
+        interpolation=normalization.get("interpolation", "bicubic"),
         scale=255.0,
     )
 

@@ -31,6 +31,8 @@ DTYPES: Mapping[str, np.dtype] = {
     "BOOL": np.dtype("?"),
 }
 CHECKSUM = "crc32"
+# What our own files call their format; they always have a checksum.
+OWN_FORMAT = "jaxplain"
 
 
 def read_safetensors(path: str | Path) -> tuple[dict[str, FileTensor], dict[str, str]]:
@@ -63,6 +65,8 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, FileTensor], dict[str,
     except SafetensorError as error:
         raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
     expected = metadata.pop(CHECKSUM, None)
+    if expected is None and metadata.get("format") == OWN_FORMAT:
+        raise ValueError(f"{path} is damaged: its checksum is missing")
     if expected is not None:
         described = [(name, kinds[name], tensors[name].shape) for name in tensors]
         if expected != f"{_file_checksum(path, start, _described(metadata, described)):08x}":

@@ -107,7 +107,7 @@ class _Machine:
             if opcode.name == "STOP":
                 return self._stack.pop(), (position or 0) + 1
             self._step(opcode.name, argument)
-        raise ValueError("its description of the tensors does not end")
+        raise AssertionError("genops returns after STOP or raises")
 
     def _step(self, opcode: str, argument: Any) -> None:
         push, pop = self._stack.append, self._stack.pop
@@ -264,8 +264,9 @@ def read_torch(path: str | Path) -> dict[str, FileTensor]:
         TypeError,
         LookupError,
         EOFError,
+        OSError,
         OverflowError,
-        NotImplementedError,
+        RuntimeError,
         struct.error,
         zipfile.BadZipFile,
     ) as error:
