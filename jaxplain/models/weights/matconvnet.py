@@ -57,7 +57,8 @@ def _tensors(workspace: Mapping[str, Any]) -> dict[str, MemoryTensor]:
             filters, biases = _field(layer, "weights")
         else:
             filters, biases = _field(layer, "filters"), _field(layer, "biases")
-        name = RENAMED.get(_field(layer, "name"), layer["name"])
+        theirs = str(_field(layer, "name"))
+        name = RENAMED.get(theirs, theirs)
         if f"{name}.filters" in tensors:
             raise ValueError(f"two of its layers are called {name[:80]!r}")
         # MATLAB drops axes of length one at the end.
