@@ -3,8 +3,8 @@
 He et al. 2015, "Deep residual learning for image recognition", https://arxiv.org/abs/1512.03385,
 with torchvision's details: the stride of a bottleneck is at its 3x3 convolution ("v1.5"). Layers
 have torchvision's module names and are what those modules return: conv1, bn1, relu, maxpool,
-layer1.0.conv1 (before batch norm), layer1.0.bn1, layer1.0.relu, ..., layer1.0 (a block), layer1 (a
-stage), avgpool, fc (the logits). A block calls its one `relu` several times: layer1.0.relu,
+layer1.0.conv1 (before batch norm), layer1.0.bn1, ..., layer1.0 (a block), layer1 (a stage),
+avgpool, fc (the logits). A block calls its one `relu` several times: layer1.0.relu#0,
 layer1.0.relu#1, ...
 
 Example:
@@ -79,7 +79,7 @@ class ResNet(Network):
         for index, (features, size, step) in enumerate(plan, start=1):
             y = conv_norm(y, f"{name}.conv{index}", f"{name}.bn{index}", features, size, step)
             if index < len(plan):
-                y = tap(nn.relu(y), f"{name}.relu" + (f"#{index - 1}" if index > 1 else ""))
+                y = tap(nn.relu(y), f"{name}.relu#{index - 1}")
         if stride != 1 or x.shape[-1] != y.shape[-1]:
             down = f"{name}.downsample"
             x = conv_norm(x, f"{down}.0", f"{down}.1", y.shape[-1], 1, stride)

@@ -99,7 +99,7 @@ def without_inputs(kernel, channels, of):
         ("alexnet", "fc6", "fc7"),
         ("vgg_f", "norm1", "conv2"),
         ("vgg11_bn", "conv3_1", "conv3_2"),
-        ("resnet18", "layer2.0.relu", "layer2.0.conv2"),
+        ("resnet18", "layer2.0.relu#0", "layer2.0.conv2"),
         ("googlenet", "inception5b", "fc"),
     ],
 )

@@ -27,7 +27,7 @@ def test_layers_have_torchvisions_names():
     assert block == [
         f"layer2.0{part}"
         for part in (
-            *(".conv1", ".bn1", ".relu", ".conv2", ".bn2"),
+            *(".conv1", ".bn1", ".relu#0", ".conv2", ".bn2"),
             *(".downsample.0", ".downsample.1", ".downsample", ".relu#1", ""),
         )
     ]
