@@ -29,8 +29,8 @@ WIDEST = 12
 
 QUICK: Mapping[str, Mapping[str, int]] = {
     "smooth_grad": {"samples": 4},
-    "integrated_gradients": {"steps": 6},
-    "occlusion": {"window": 28, "stride": 14},
+    "integrated_gradients": {"steps": 5},
+    "occlusion": {"window": 32, "stride": 20},
 }
 """Options for the flowers; the page says so. Less would be seen, more would be waited for."""
 
@@ -222,9 +222,9 @@ def widened(model: "Model", classes: int) -> "Model":
     The new logits are constants, and far below the others, so no map changes. The networks of both
     variants become equal but for their parameters: every method is compiled once for the two.
     """
-    missing = classes - len(model.class_names)
     layers = dict(model.params["params"])
     head = layers["logits"]
+    missing = classes - len(head["bias"])
     layers["logits"] = {
         "kernel": np.pad(head["kernel"], ((0, 0), (0, missing))),
         "bias": np.pad(head["bias"], (0, missing), constant_values=-1e4),

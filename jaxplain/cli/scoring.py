@@ -16,19 +16,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Made:
-    """A method whose maps are a channel of the images that it is given."""
+    """A method whose maps exist: it is shown the numbers of the pictures, and looks them up."""
 
     name: str
     title: str
     signed: bool
-    channel: int
+    heatmaps: np.ndarray
 
     def explain(self, model: Any, images: Any, targets: Any, *, key: Any, layer: Any = None) -> Any:
-        """Return the maps."""
+        """Return the maps of the pictures whose numbers are in `images`."""
         from jaxplain.methods import Explanation
 
         del model, targets, key, layer
-        return Explanation(images[..., self.channel])
+        rows = np.asarray(images)[:, 0, 0, 0].astype(int)
+        return Explanation(self.heatmaps[rows])
 
 
 def score(
@@ -64,19 +65,20 @@ def score(
     from jaxplain.evaluation.run import evaluate
     from jaxplain.model import Model
 
-    stack = np.stack([maps.heatmaps for maps in found.values()], axis=-1)
+    count, height, width = masks.shape
+    numbers = np.arange(count, dtype=np.float32)[:, None, None, None]
     made = [
-        Made(name, methods[name].title, methods[name].signed, channel)
-        for channel, name in enumerate(found)
+        Made(name, methods[name].title, methods[name].signed, maps.heatmaps)
+        for name, maps in found.items()
     ]
     evaluation = evaluate(
         Model.from_function(jnp.zeros_like, class_names=tuple(class_names)),
         made,
-        stack,
+        np.broadcast_to(numbers, (count, height, width, 1)),
         labels,
         masks,
         key=jax.random.key(seed),
-        batch_size=len(masks),
+        batch_size=count,
         progress=lambda name, done, total: tick(name),
     )
     baselines = [
