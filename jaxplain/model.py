@@ -265,7 +265,7 @@ def _named_outputs(tree: Mapping[Any, Any], path: tuple[str, ...] = ()) -> dict[
         if key == "__call__":
             calls = value if isinstance(value, tuple) else (value,)
             for number, output in enumerate(calls):
-                if path and isinstance(output, jax.Array | jax.core.Tracer):
+                if path and isinstance(output, jax.Array):
                     named[".".join(path) + (f"#{number}" if len(calls) > 1 else "")] = output
         elif isinstance(value, Mapping):
             named.update(_named_outputs(value, (*path, str(key))))

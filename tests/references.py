@@ -75,7 +75,10 @@ def epsilon_rule(epsilon: float = 1e-6) -> Rule:
         z = x @ w + b
         return np.array(
             [
-                sum(x[i] * w[i, j] / (z[j] + epsilon * _sign(z[j])) * relevance[j] for j in range(len(z)))
+                sum(
+                    x[i] * w[i, j] / (z[j] + epsilon * _sign(z[j])) * relevance[j]
+                    for j in range(len(z))
+                )
                 for i in range(len(x))
             ]
         )
@@ -250,7 +253,9 @@ class Concatenate:
         return [part.ravel() for part in np.split(table, ends, axis=1)]
 
     def forward(self, x):
-        outs = [run(b, x)[-1].reshape(-1, c) for b, c in zip(self.branches, self.channels, strict=True)]
+        outs = [
+            run(b, x)[-1].reshape(-1, c) for b, c in zip(self.branches, self.channels, strict=True)
+        ]
         return np.concatenate(outs, 1).ravel()
 
     def backward(self, x, relevance):

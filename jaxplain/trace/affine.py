@@ -82,8 +82,8 @@ def fold(program: Program, site: Site, env: Mapping[int, Any]) -> tuple[jax.Arra
     scale, bias = jnp.ones((), aval.dtype), jnp.zeros((), aval.dtype)
     variable = program.equations[site.equations[0]].outputs[0]
     uniform = all(step.per_channel for step in site.tail)
-    if not uniform:  # run the tail on nothing: what comes out is the bias
-        shifted = jnp.zeros_like(env[variable])
+    # Run on nothing, the tail gives the bias, whatever its shape.
+    shifted = jnp.zeros_like(env[variable])
     for step in site.tail:
         equation = program.equations[step.equation]
         if step.operand is None:

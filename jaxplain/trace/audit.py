@@ -78,7 +78,8 @@ def inspect(
     """Audit the equations of `path`, a part of those of `whole`.
 
     Raises:
-        UncoveredError: strict, and something in `path` is not covered or nothing in `whole` matched.
+        UncoveredError: strict, and something in `path` is not covered or nothing in `whole`
+        matched.
     """
     sites, uncovered = _lines(program, found, rules, path)
     kinds = {s.kind for s in sites}

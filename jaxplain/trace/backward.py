@@ -1,12 +1,16 @@
 r"""One reverse sweep over a model's program, in which rules replace derivatives.
 
-The default for an equation is its own vjp. What travels backwards is a cotangent; under relevance rules it is
-$c = R/x$, relevance per unit of activation, so that every linear operation (residual sums, pooling, batch norm, reshaping)
-keeps its own vjp and shares relevance in proportion to the contributions. Where relevance itself must travel (the seed, whose logit may
-be zero or negative; rules that do not start from $x$), it travels beside $c$ until a convolution or dense layer takes it up.
+The default for an equation is its own vjp. What travels backwards is a cotangent; under
+relevance rules it is $c = R/x$, relevance per unit of activation, so that every linear
+operation (residual sums, pooling, batch norm, reshaping) keeps its own vjp and shares relevance
+in proportion to the contributions. Where relevance itself must travel (the seed, whose logit may
+be zero or negative; rules that do not start from $x$; what crosses a shift), it travels beside
+$c$ until a convolution or dense layer takes it up. Where it must be shared among contributions
+that sum to exactly zero, it is dropped.
 
-Nothing is silent: in strict mode, the default, the sweep raises on a non-linearity that the rule set neither covers nor declares
-transparent and on a rule set that matched nothing; and it returns an `Audit`.
+Nothing is silent: in strict mode, the default, the sweep raises on a non-linearity that the
+rule set neither covers nor declares transparent and on a rule set that matched nothing; and it
+returns an `Audit`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -57,8 +61,9 @@ def backpropagate(
 ) -> Backpropagation:
     """Propagate a class score back through a network by a set of rules.
 
-    Works on unmodified models under jit, vmap, grad, jvp and shard_map. In ReLU networks the derivative of guided backprop and
-    deconvnet with respect to the *images* is zero almost everywhere; with respect to the parameters it is not.
+    Works on unmodified models under jit, vmap, grad, jvp and shard_map. In ReLU networks the
+    derivative of guided backprop and deconvnet with respect to the *images* is zero almost
+    everywhere; with respect to the parameters it is not.
 
     Args:
         model: any model.
@@ -66,21 +71,24 @@ def backpropagate(
         targets: (B,) classes.
         rules: a rule set, such as `jaxplain.rules.GUIDED_BACKPROP`.
         layers: names of layers whose attribution is wanted too.
-        score: what is propagated under gradient rules: "logit", "probability", "log_probability", "contrast", or a function of
-            (logits, targets). Relevance rules start with relevance 1 at the target's logit.
+        score: what is propagated under gradient rules: "logit", "probability",
+            "log_probability", "contrast", or a function of (logits, targets). Relevance rules
+            start with relevance 1 at the target's logit.
         strict: raise on what the rule set does not cover.
 
     Returns:
         Logits, attributions and the audit.
 
     Raises:
-        UncoveredError: strict, and the network has a non-linearity without a rule, or no site that the rule set is made for.
-        ValueError: unknown layer, wrong shape or target.
+        UncoveredError: strict, and the network has a non-linearity without a rule, or no site that
+            the rule set is made for.
+        ValueError: unknown layer, wrong shape or target; a score under relevance rules.
 
     Example:
         >>> import jaxplain as jxp
         >>> model = jxp.load_model("digits")
-        >>> found = backpropagate(model, jnp.ones((1, 28, 28, 1)), jnp.array([3]), jxp.rules.GUIDED_BACKPROP)
+        >>> images, targets = jnp.ones((1, 28, 28, 1)), jnp.array([3])
+        >>> found = backpropagate(model, images, targets, jxp.rules.GUIDED_BACKPROP)
         >>> found.attribution.shape, found.audit.sites[0].layer
         ((1, 28, 28, 1), 'conv1')
     """
@@ -173,7 +181,7 @@ class Sweep:
         return self._traced.variable(layer)
 
     def _path(self, start: Iterable[int], wanted: Iterable[int]) -> set[int]:
-        """Return the equations between the layers asked for and those from where the sweep starts."""
+        """Return the equations between `wanted` and the variables where the sweep starts."""
         reached = set(wanted)
         above = set()
         for index, equation in enumerate(self._traced.program.equations):
@@ -218,13 +226,13 @@ class Sweep:
 
         Returns:
             What arrives at each layer; `value` is the cotangent, or the relevance c x + R under
-            relevance rules. Inside a convolution with its batch norm, every tensor has the relevance
-            of the whole.
+            relevance rules. Inside a convolution with its batch norm, every tensor has the
+            relevance of the whole.
 
         Raises:
             UncoveredError: strict, and something is not covered.
-            ValueError: unknown layer; a seed of the wrong shape; a layer from which no path leads to
-                a seed.
+            ValueError: unknown layer; a seed of the wrong shape; a layer from which no path leads
+                to a seed.
         """
         wanted = {name: self._variable(name) for name in layers}
         start: dict[int, Seed] = {}
@@ -255,7 +263,8 @@ class Sweep:
         for what, value in seed._asdict().items():
             if value is not None and value.shape != shape:
                 raise ValueError(
-                    f"the {what} that starts at layer {name!r} has shape {value.shape}; the layer has {shape}"
+                    f"the {what} that starts at layer {name!r} has shape {value.shape}; "
+                    f"the layer has {shape}"
                 )
         if seed.relevance is not None and not rules.relevance:
             raise ValueError(

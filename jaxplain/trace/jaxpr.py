@@ -1,9 +1,9 @@
 """A model's computation as a flat list of equations: the only contact with JAX's jaxpr internals.
 
-`trace` runs `jax.make_jaxpr`, inlines every transparent call (nested `jit`, `remat`, ...) and numbers the
-variables, so that what reads a program sees one list in evaluation order. Opaque calls stay one equation:
-functions with a derivative of their own (`custom_jvp`, `custom_vjp`), `scan`, `cond`, `while`, and jitted
-functions named like an activation (`jax.nn.silu` is one).
+`trace` runs `jax.make_jaxpr`, inlines every transparent call (nested `jit`, `remat`, ...) and
+numbers the variables, so that what reads a program sees one list in evaluation order. Opaque
+calls stay one equation: functions with a derivative of their own (`custom_jvp`, `custom_vjp`),
+`scan`, `cond`, `while`, and jitted functions named like an activation (`jax.nn.silu` is one).
 
 Inlining a `remat` keeps its numbers and loses its saving of memory.
 """
@@ -16,6 +16,17 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
+
+def words(text: str) -> frozenset[str]:
+    """Return the words of a text: names of primitives, say.
+
+    Example:
+        >>> sorted(words("mul div"))
+        ['div', 'mul']
+    """
+    return frozenset(text.split())
+
+
 # Calls whose body means the same as the call, with the parameter that holds the body.
 TRANSPARENT_CALLS = {
     "jit": "jaxpr",
@@ -27,14 +38,14 @@ TRANSPARENT_CALLS = {
     "checkpoint": "jaxpr",
 }
 # Jitted functions kept whole, because their name says more than their equations.
-ACTIVATIONS = frozenset(
-    "relu relu6 leaky_relu elu selu celu gelu silu swish softplus hard_swish hard_silu mish".split()
+ACTIVATIONS = words(
+    "relu relu6 leaky_relu elu selu celu gelu silu swish softplus hard_swish hard_silu mish"
 )
 # Equations of a body that computes each output element from the same element of its input.
-ELEMENTWISE = frozenset(
+ELEMENTWISE = words(
     """abs add and cbrt clamp convert_element_type copy div eq erf erf_inv erfc exp exp2 expm1 ge gt
-    integer_pow is_finite le log log1p logistic lt max min mul ne neg not or pow rsqrt select_n sign sin
-    cos sqrt square stop_gradient sub tan tanh xor broadcast_in_dim pvary pcast""".split()
+    integer_pow is_finite le log log1p logistic lt max min mul ne neg not or pow rsqrt select_n
+    sign sin cos sqrt square stop_gradient sub tan tanh xor broadcast_in_dim pvary pcast"""
 )
 
 
@@ -93,7 +104,7 @@ class Program:
         return {v: i for i, e in enumerate(self.equations) for v in e.outputs}
 
     def consumers(self) -> dict[int, list[int]]:
-        """Return the indices of the equations that read each variable; an output counts as index -1."""
+        """Return the indices of the equations that read each variable; -1 stands for an output."""
         readers: dict[int, list[int]] = {}
         for index, equation in enumerate(self.equations):
             for atom in equation.inputs:
@@ -119,7 +130,9 @@ class Program:
             if variable not in read and isinstance(source, int):
                 variable = source
             variables = found.setdefault(str(equation.params["name"]), [])
-            if source in variables:  # the same tag once more: the outer one counts
+            if (
+                isinstance(source, int) and source in variables
+            ):  # the same tag once more: the outer one counts
                 variables.remove(source)
             if variable not in variables:
                 variables.append(variable)
@@ -172,17 +185,18 @@ def _is_activation(equation: Any) -> bool:
     if equation.params.get("name") not in ACTIVATIONS or len(equation.outvars) != 1:
         return False
     return all(
-        _is_activation(inner) or inner.primitive.name in ELEMENTWISE or _elementwise_call(inner)
+        _is_activation(inner) or inner.primitive.name in ELEMENTWISE or elementwise_call(inner)
         for inner in _body(equation.params["jaxpr"])[0].eqns
     )
 
 
-def _elementwise_call(equation: Any) -> bool:
+def elementwise_call(equation: Any) -> bool:
+    """Say whether a jaxpr equation calls a function that is elementwise in all it does."""
     key = TRANSPARENT_CALLS.get(equation.primitive.name) or (
         "call_jaxpr" if equation.primitive.name == "custom_jvp_call" else None
     )
     return key is not None and all(
-        e.primitive.name in ELEMENTWISE or _elementwise_call(e)
+        e.primitive.name in ELEMENTWISE or elementwise_call(e)
         for e in _body(equation.params[key])[0].eqns
     )
 
@@ -223,7 +237,8 @@ def flatten(jaxpr: Any, consts: Sequence[Any] | None = None) -> Program:
 def trace(function: Callable[..., Any], *args: Any) -> tuple[Program, Any]:
     """Return the flat program of `function(*args)` and its result as shapes.
 
-    Arguments may be arrays, tracers or `jax.ShapeDtypeStruct`; the program's inputs and outputs are the flattened leaves.
+    Arguments may be arrays, tracers or `jax.ShapeDtypeStruct`; the program's inputs and outputs
+    are the flattened leaves.
     """
     closed, result = jax.make_jaxpr(function, return_shape=True)(*args)
     return flatten(closed), result
@@ -281,7 +296,7 @@ def branches(equation: Equation) -> tuple[Program, ...]:
 
 
 def scan_body(equation: Equation) -> Program:
-    """Return the program of one step of a `scan` equation: (constants, carry, slices) -> (carry, slices)."""
+    """Return the program of a `scan`'s step: (constants, carry, slices) -> (carry, slices)."""
     return flatten(equation.params["jaxpr"])
 
 
@@ -331,7 +346,10 @@ def read(env: Mapping[int, Any], atom: Atom) -> Any:
 def ancestors(
     program: Program, wanted: Sequence[Atom], stop: frozenset[int] = frozenset()
 ) -> tuple[list[int], set[int]]:
-    """Return the equations that `wanted` needs, and the program inputs they read, not looking behind `stop`."""
+    """Return the equations that `wanted` needs, and the inputs that these read.
+
+    The search ends at the variables in `stop`.
+    """
     producers = program.producers()
     needed: set[int] = set()
     inputs: set[int] = set()

@@ -1,7 +1,8 @@
 """Layers: read (`capture`), cut (`split`) and change (`edit`) the named tensors of any model.
 
-A tensor has a name from `jax.ad_checkpoint.checkpoint_name` (the networks of this package tag every layer) or from the
-path of the module that returned it. The model is traced and its program is run as it stands, so all three
+A tensor has a name from `jax.ad_checkpoint.checkpoint_name` (the networks of this package tag
+every layer) or from the path of the module that returned it; a name that several tensors have
+becomes "name#0", "name#1". The model is traced and its program is run as it stands, so all three
 compose with `jax.jit`, `jax.vmap`, `jax.grad` and `jax.shard_map`.
 """
 
@@ -105,6 +106,7 @@ class _Names:
 
 def layers(model: Model, image_shape: tuple[int, int, int] | None = None) -> tuple[Layer, ...]:
     """Return the layers of a model: see `Model.layers`."""
+    model = _unedited(model)
     traced = trace_model(model, _image_struct(model, image_shape))
     fields = receptive_fields(traced.program, traced.image)
     return tuple(
@@ -130,6 +132,14 @@ def _image_struct(
         return jnp.broadcast_to(one[..., None, None], (tensor.shape[0], *size))
 
     return jax.eval_shape(spread, like)
+
+
+def _unedited(model: Model) -> Model:
+    """Return a model of the same structure without edits, whose tensors may fit one batch only."""
+    while isinstance(model.apply, _Edited):
+        own, _ = model.params
+        model = dataclasses.replace(model.apply.whole, params=own)
+    return model
 
 
 def capture(model: Model, images: jax.Array, names: Iterable[str]) -> dict[str, jax.Array]:
@@ -190,18 +200,22 @@ class _Suffix:
         model = dataclasses.replace(self.whole, params=params)
         # The images' dtype is not known here; the one that gives the layer this dtype will do.
         own = [tensor.dtype] if jnp.issubdtype(tensor.dtype, jnp.floating) else []
+        found = set()
         for dtype in dict.fromkeys([*own, jnp.dtype(jnp.float32)]):
             struct = _image_struct(model, self.image_shape, like=tensor, dtype=dtype)
             traced = trace_model(model, struct)
             variable = traced.variable(self.layer)
             aval = traced.program.avals[variable]
             if (aval.dtype, aval.shape) == (tensor.dtype, tensor.shape):
-                break
-        else:
-            raise ValueError(
-                f"the tensor is {tensor.dtype} of shape {tensor.shape}; "
-                f"layer {self.layer!r} is {aval.dtype} of shape {aval.shape}"
-            )
+                return self._run(params, traced, variable, tensor)
+            found.add(f"{aval.dtype} of shape {aval.shape}")
+        raise ValueError(
+            f"the tensor is {tensor.dtype} of shape {tensor.shape}; "
+            f"layer {self.layer!r} is {' or '.join(sorted(found))}"
+        )
+
+    def _run(self, params: Any, traced: Traced, variable: int, tensor: jax.Array) -> jax.Array:
+        """Run what follows the layer."""
         needed, inputs = jx.ancestors(traced.program, traced.program.outputs, frozenset({variable}))
         _check_separates(traced, self.layer, inputs)
         values = traced.bind(params, None) | {variable: tensor}
@@ -211,7 +225,8 @@ class _Suffix:
 def _check_separates(traced: Traced, layer: str, inputs: set[int]) -> None:
     if traced.image in inputs and layer != INPUT:
         raise ValueError(
-            f"layer {layer!r} does not separate the input from the logits: a skip path goes round it; "
+            f"layer {layer!r} does not separate the input from the logits: "
+            "a skip path goes round it; "
             "choose a layer outside the residual branch"
         )
 
@@ -227,7 +242,8 @@ def split(
         image_shape: (H, W, C), when it differs from `model.input_shape`.
 
     Returns:
-        (prefix, suffix) with `suffix(prefix(images)) == model(images)`. Both share the parameters of `model`.
+        (prefix, suffix) with `suffix(prefix(images)) == model(images)`. Both share the
+        parameters of `model`.
 
     Raises:
         ValueError: no such layer, or a skip path goes round it.
@@ -239,7 +255,8 @@ def split(
         >>> suffix(prefix(jnp.zeros((2, 28, 28, 1)))).shape
         (2, 10)
     """
-    traced = trace_model(model, _image_struct(model, image_shape))
+    bare = _unedited(model)
+    traced = trace_model(bare, _image_struct(bare, image_shape))
     shape = tuple(traced.program.avals[traced.variable(layer)].shape[1:])
     _, inputs = jx.ancestors(
         traced.program, traced.program.outputs, frozenset({traced.variable(layer)})
@@ -338,8 +355,8 @@ def edit(
         model: any model.
         gates: {layer: (K,) or (B, K)} factors of the channels.
         masks: {layer or "input": (H, W) or (B, H, W)} factors of the positions.
-        replace: {layer: tensor} what stands there instead, of the layer's shape (or broadcastable to it).
-        add: {layer: tensor} what is added, of the layer's shape.
+        replace: {layer: tensor} what stands there instead, broadcastable to the layer's shape.
+        add: {layer: tensor} what is added, broadcastable to the layer's shape.
 
     Returns:
         A model whose parameters are the pair (those of `model`, the changes), so that one can

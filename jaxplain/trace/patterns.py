@@ -5,8 +5,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxplain.trace import jaxpr as jx
 from jaxplain.trace import signs
@@ -16,17 +17,15 @@ AFFINE = frozenset({"conv", "dense"})
 # Kinds whose own derivative any rule set means.
 LINEAR_KINDS = AFFINE | {"average"}
 
-PRODUCTS = frozenset("conv_general_dilated dot_general".split())
-LAYOUT = frozenset("transpose reshape squeeze expand_dims name".split())
+PRODUCTS = jx.words("conv_general_dilated dot_general")
+LAYOUT = jx.words("transpose reshape squeeze expand_dims name")
 RECTIFIERS = frozenset({"relu", "relu6"})
 COMPARISONS = {"gt": 1, "ge": 1, "lt": -1, "le": -1}
 # What a constant may go through before it is used.
-_SHAPES = frozenset(
-    "broadcast_in_dim convert_element_type reshape squeeze copy pvary pcast reshard".split()
-)
+_SHAPES = jx.words("broadcast_in_dim convert_element_type reshape squeeze copy pvary pcast reshard")
 # Equations that a layer's name may be behind.
-_NAMED_THROUGH = frozenset(
-    "add sub mul div max min clamp select_n convert_element_type custom_jvp_call jit".split()
+_NAMED_THROUGH = jx.words(
+    "add sub mul div max min clamp select_n convert_element_type custom_jvp_call jit"
 )
 
 
@@ -129,9 +128,9 @@ class Reader:
                 return None
             atom = equation.inputs[0]
         value = atom.value
-        if isinstance(value, jax.core.Tracer) or not getattr(value, "is_fully_addressable", True):
+        if isinstance(value, Tracer) or not getattr(value, "is_fully_addressable", True):
             return None
-        if not jax.dtypes.issubdtype(jax.numpy.result_type(value), np.number):
+        if not jnp.issubdtype(jnp.result_type(value), np.number):
             return None
         values = np.asarray(value)
         if values.size == 0:
@@ -266,9 +265,9 @@ class Reader:
         """X * (x > 0) is a ReLU."""
         left, right = self.program.equations[index].inputs
         for source, factor in ((left, right), (right, left)):
-            if self.is_active(source) and not self.is_active(factor):
-                if self._sign_test(factor) == (source, 1):
-                    return self._site("relu", [index], source)
+            gated = self.is_active(source) and not self.is_active(factor)
+            if gated and self._sign_test(factor) == (source, 1):
+                return self._site("relu", [index], source)
         return None
 
     # -- pooling and affine maps -------------------------------------------------------------------
@@ -390,8 +389,8 @@ class Reader:
         found: dict[int, str] = {}
         behind: dict[int, str] = {}  # variable -> the name of the last layer before it
         for index, equation in enumerate(self.program.equations):
-            before = next((behind[a] for a in equation.inputs if a in behind), None)  # type: ignore[index]
-            here = before
+            sources = [a for a in equation.inputs if isinstance(a, int)]
+            here = before = next((behind[a] for a in sources if a in behind), None)
             if index in sites:
                 site = sites[index]
                 first = self.program.equations[site.equations[0]]
@@ -489,7 +488,7 @@ def has_natural_derivative(equation: Equation, position: int, site: Site) -> boo
 
 
 def _gates(reader: Reader, atom: Atom, primal: int) -> set[tuple[float, int]] | None:
-    """Read a conjunction of comparisons of `primal` with numbers as {(number, +1 above | -1 below)}."""
+    """Read comparisons of `primal` with numbers: {(number, +1 for above or -1 for below)}."""
     equation = reader.producer(atom)
     while equation is not None and equation.name in ("convert_element_type", "copy"):
         equation = reader.producer(equation.inputs[0])

@@ -5,7 +5,15 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 
 from jaxplain.model import ReceptiveField
-from jaxplain.trace.jaxpr import ELEMENTWISE, Atom, Equation, Program, shape
+from jaxplain.trace.jaxpr import (
+    ELEMENTWISE,
+    Atom,
+    Equation,
+    Program,
+    elementwise_call,
+    shape,
+    words,
+)
 
 Pair = tuple[int, int]
 
@@ -20,7 +28,7 @@ class _Window:
     offset: Pair = (0, 0)
 
     def slide(self, size: Pair, stride: Pair, padding: Pair) -> "_Window":
-        """Compose with a window of `size`, moved by `stride`, that starts `padding` before the first element."""
+        """Compose with a window that starts `padding` before the first element."""
         return dataclasses.replace(
             self,
             size=_pair(
@@ -41,8 +49,9 @@ def _pair(numbers: Iterable[int]) -> Pair:
 def receptive_fields(program: Program, image: int) -> Mapping[int, ReceptiveField]:
     """Return the receptive field of every variable that sees the image through a regular window.
 
-    Size, stride and offset compose as r' = r + (k - 1) s, s' = s d, o' = o - p s for a window of k (dilated) elements,
-    stride d and padding p. Where branches join, strides must agree and the union is taken.
+    Size, stride and offset compose as r' = r + (k - 1) s, s' = s d, o' = o - p s for a window
+    of k (dilated) elements, stride d and padding p. Where branches join, strides must agree and
+    the union is taken.
 
     Args:
         program: the flat program of a model.
@@ -68,10 +77,9 @@ def receptive_fields(program: Program, image: int) -> Mapping[int, ReceptiveFiel
 
 
 # Every output element depends on the input elements at its own place only.
-_ELEMENTWISE = ELEMENTWISE - {"broadcast_in_dim"} | frozenset(
-    """custom_jvp_call jit name copy_p add_any rem atan2 nextafter round floor ceil sinh cosh asin
-    acos atan reduce_precision optimization_barrier sharding_constraint reshard device_put tan
-    custom_vjp_call""".split()
+_ELEMENTWISE = ELEMENTWISE - {"broadcast_in_dim"} | words(
+    """name copy_p add_any rem atan2 nextafter round floor ceil sinh cosh asin acos atan
+    reduce_precision optimization_barrier sharding_constraint reshard device_put"""
 )
 
 
@@ -126,7 +134,7 @@ def _step(
             return dataclasses.replace(first, axes=moved) if kept else None
         case "reshape" | "squeeze" | "expand_dims":
             return _reshaped(first, before, after)
-    if equation.name not in _ELEMENTWISE:
+    if equation.name not in _ELEMENTWISE and not elementwise_call(equation.source):
         return None
     # An operand of length one along height or width is the same for all units.
     for atom in equation.inputs:

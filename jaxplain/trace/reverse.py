@@ -15,14 +15,14 @@ from jaxplain.trace.rules import Relevance, Rule, RuleSet, divide
 from jaxplain.trace.sites import Inside, Site, Survey
 
 # Every element of the result is an element of one operand, so that relevance moves with it.
-_MOVES = frozenset(
+_MOVES = jx.words(
     """transpose reshape squeeze expand_dims name broadcast_in_dim pad slice concatenate rev copy
     copy_p gather dynamic_slice dynamic_update_slice select_n split optimization_barrier
-    sharding_constraint reshard pvary pcast device_put""".split()
+    sharding_constraint reshard pvary pcast device_put"""
 )
 # Elementwise in one active operand: relevance stays with the element.
-_SHIFTS = frozenset("add sub".split())
-_SCALES = frozenset("mul div neg convert_element_type reduce_precision".split())
+_SHIFTS = jx.words("add sub")
+_SCALES = jx.words("mul div neg convert_element_type reduce_precision")
 
 
 class Seed(NamedTuple):
@@ -90,9 +90,8 @@ def backward(
     for index in sorted(range(len(tape.program.equations)) if path is None else path, reverse=True):
         equation = tape.program.equations[index]
         incoming = [arriving.pop(v, None) for v in equation.outputs]
-        for variable, seed in zip(equation.outputs, incoming, strict=True):
-            if variable in keep and seed is not None:
-                kept[variable] = seed
+        pairs = zip(equation.outputs, incoming, strict=True)
+        kept |= {v: s for v, s in pairs if v in keep and s is not None}
         if all(seed is None for seed in incoming):
             continue
         for variable, seed in _step(
@@ -148,8 +147,8 @@ def _keep_inside(
 ) -> None:
     """Keep what arrives at layers inside a site.
 
-    A cotangent is pulled back through the scale and shift behind them. Relevance arrives at a site as
-    a whole: every tensor in it has the relevance of its output.
+    A cotangent is pulled back through the scale and shift behind them. Relevance arrives at a
+    site as a whole: every tensor in it has the relevance of its output.
     """
     inside = {tape.program.equations[i].outputs[0] for i in site.equations[:-1]} & set(keep)
     if not inside:
@@ -160,9 +159,7 @@ def _keep_inside(
         variable = next(
             a for a in equation.inputs if isinstance(a, int) and a in tape.survey.active
         )
-        if not rules.relevance:
-            whole = dict(vjp(tape, index, [whole]))[variable]
-        elif equation.name in _MOVES:
+        if not rules.relevance or equation.name in _MOVES:
             whole = dict(vjp(tape, index, [whole]))[variable]
         whole = whole.astype(tape.env[variable].dtype)
         if variable in inside:
@@ -227,8 +224,8 @@ def _pull(tape: Tape, index: int, rules: RuleSet, seeds: list[Seed]) -> list[tup
         return [(v, s.cotangent) for v, s in found if s.cotangent is not None]
     if equation.name == "while":
         raise UncoveredError(
-            "a while loop over the images cannot be swept backwards; use lax.scan, or lax.fori_loop "
-            "with a fixed number of steps"
+            "a while loop over the images cannot be swept backwards; use lax.scan, or "
+            "lax.fori_loop with a fixed number of steps"
         )
     cotangents = [
         as_cotangent(s, tape.env[v]) for s, v in zip(seeds, equation.outputs, strict=True)

@@ -83,7 +83,7 @@ class Rule(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class RuleSet:
-    """Which rule each kind of site gets. Hashable, so that it can be a static argument of `jax.jit`.
+    """Which rule each kind of site gets. Hashable, so it can be a static argument of `jax.jit`.
 
     Attributes:
         name: what reports call it.
@@ -133,8 +133,7 @@ def _negative(a: jax.Array) -> jax.Array:
     return jnp.minimum(a, 0)
 
 
-# -- gradient rules
-# ----------------------------------------------------------------------------------------------------
+# -- gradient rules --------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,8 +157,7 @@ class Deconv:
         return _positive(arriving)
 
 
-# -- relevance rules
-# ---------------------------------------------------------------------------------------------------
+# -- relevance rules -------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -304,7 +302,9 @@ class Flat:
 
 @dataclasses.dataclass(frozen=True)
 class Excitation:
-    """Excitation backprop (marginal winning probability): P_in = x T_w+(P / (x . w^+)), 0 where the denominator is 0.
+    """Excitation backprop: P_in = x T_w+(P / (x . w^+)), and 0 where the denominator is 0.
+
+    P is the marginal winning probability.
 
     `sign` = -1 propagates through the inhibitory weights instead: the dual unit of contrastive
     excitation backprop. Biases and batch norms do not compete: a unit hands on all of its
@@ -340,7 +340,7 @@ DECONVNET = RuleSet(
 def relevance_rules(
     name: str, conv: Rule, dense: Rule, *, first: Rule | None = None, last: Rule | None = None
 ) -> RuleSet:
-    """Return a relevance rule set with one rule for convolutions, one for dense layers, and optionally one for the ends.
+    """Return a relevance rule set: a rule for convolutions, one for dense layers, one for the ends.
 
     Activations hand their relevance on, maximum pooling routes it to the winner, sums share it in
     proportion.
@@ -362,7 +362,11 @@ def relevance_rules(
 
 
 def excitation_rules(*, negative_last: bool = False) -> RuleSet:
-    """Return the rules of excitation backprop; `negative_last` turns the last layer's weights round."""
+    """Return the rules of excitation backprop.
+
+    Args:
+        negative_last: turn the last layer's weights round.
+    """
     return relevance_rules(
         "excitation backprop" + (" (inhibitory last layer)" if negative_last else ""),
         Excitation(),
@@ -400,7 +404,12 @@ def lrp_z_plus(epsilon: float = 1e-6) -> RuleSet:
 
 
 def epsilon_plus(epsilon: float = 1e-6, *, flat: bool = False) -> RuleSet:
-    """Return the composite EpsilonPlus: z^+ on convolutions, epsilon on dense layers, flat on the first if asked."""
+    """Return the composite EpsilonPlus: z^+ on convolutions, epsilon on dense layers.
+
+    Args:
+        epsilon: stabiliser of the dense layers.
+        flat: share alike on the first layer.
+    """
     name = "LRP EpsilonPlusFlat" if flat else "LRP EpsilonPlus"
     return relevance_rules(
         name, AlphaBeta(1.0, 0.0, 1e-6), Epsilon(epsilon), first=Flat() if flat else None
@@ -408,7 +417,12 @@ def epsilon_plus(epsilon: float = 1e-6, *, flat: bool = False) -> RuleSet:
 
 
 def epsilon_alpha2_beta1(epsilon: float = 1e-6, *, flat: bool = False) -> RuleSet:
-    """Return the composite EpsilonAlpha2Beta1: alpha-beta on convolutions, epsilon on dense layers, flat on the first if asked."""
+    """Return the composite EpsilonAlpha2Beta1: alpha-beta on convolutions, epsilon on dense layers.
+
+    Args:
+        epsilon: stabiliser of the dense layers.
+        flat: share alike on the first layer.
+    """
     name = "LRP EpsilonAlpha2Beta1Flat" if flat else "LRP EpsilonAlpha2Beta1"
     return relevance_rules(
         name, AlphaBeta(2.0, 1.0, 1e-6), Epsilon(epsilon), first=Flat() if flat else None
@@ -422,7 +436,7 @@ def epsilon_gamma_box(
     epsilon: float = 1e-6,
     gamma: float = 0.25,
 ) -> RuleSet:
-    """Return the composite EpsilonGammaBox: z^B on the first layer, gamma on convolutions, epsilon on dense layers.
+    """Return the composite EpsilonGammaBox: z^B first, then gamma and, on dense layers, epsilon.
 
     Args:
         low: smallest value of a preprocessed pixel, one number or one a channel.

@@ -2,24 +2,26 @@
 
 from collections.abc import Callable, Collection
 
-import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
-from jaxplain.trace.jaxpr import Atom, Constant, Equation, Program
+from jaxplain.trace.jaxpr import Atom, Constant, Equation, Program, words
 
 # Non-negative where the first operand is.
-_KEEP = frozenset(
-    """reshape transpose broadcast_in_dim squeeze expand_dims rev copy copy_p name reduce_sum reduce_max
+_KEEP = words(
+    """reshape transpose broadcast_in_dim squeeze expand_dims rev copy copy_p name reduce_sum
+    reduce_max
     reduce_min cumsum cummax cummin convert_element_type slice reduce_precision sharding_constraint
-    reshard pvary pcast psum psum_invariant device_put stop_gradient sqrt cbrt split reduce_window_sum
-    integer_pow floor ceil round sign sort dynamic_slice""".split()
+    reshard pvary pcast psum psum_invariant device_put stop_gradient sqrt cbrt split
+    reduce_window_sum integer_pow floor ceil round sign sort dynamic_slice"""
 )
 # Non-negative where all operands are.
-_TOGETHER = frozenset(
-    """add add_any mul div concatenate min pad dot_general conv_general_dilated optimization_barrier
-    rem""".split()
+_TOGETHER = words(
+    """add add_any mul div concatenate min pad dot_general conv_general_dilated rem
+    optimization_barrier"""
 )
-_ALWAYS = frozenset("abs exp exp2 logistic square iota erfc".split())
+_ALWAYS = words("abs exp exp2 logistic square iota erfc")
 
 
 def nonnegative(program: Program, rectifiers: Collection[int]) -> set[int]:
@@ -48,10 +50,10 @@ def nonnegative(program: Program, rectifiers: Collection[int]) -> set[int]:
 def constant(atom: Constant) -> bool:
     """Say whether an array is known and nowhere negative."""
     value = atom.value
-    if isinstance(value, jax.core.Tracer) or not getattr(value, "is_fully_addressable", True):
+    if isinstance(value, Tracer) or not getattr(value, "is_fully_addressable", True):
         return False
-    if jax.dtypes.issubdtype(jax.numpy.result_type(value), jax.dtypes.extended):
-        return False  # a random key
+    if not jnp.issubdtype(jnp.result_type(value), np.number):
+        return False
     return bool(np.all(np.asarray(value) >= 0))
 
 
@@ -93,7 +95,7 @@ def _proved(equation: Equation, known: Callable[[Atom], bool]) -> bool:
 
 
 def fixed(program: Program) -> set[int]:
-    """Return the variables that depend on no input of the program: constants and what is made of them."""
+    """Return the variables that depend on no input of the program."""
     inputs = set(program.inputs)
     moving = set(inputs)
     for equation in program.equations:

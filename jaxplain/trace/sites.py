@@ -26,18 +26,16 @@ from jaxplain.trace.patterns import (
 from jaxplain.trace.signs import nonnegative
 
 # Linear in all active operands together.
-LINEAR = frozenset(
+LINEAR = jx.words(
     """add add_any sub neg reshape transpose broadcast_in_dim reduce_sum reduce_window_sum
     convert_element_type pad slice concatenate squeeze expand_dims rev copy copy_p name cumsum
     sharding_constraint optimization_barrier pvary pcast device_put split reduce_precision psum
-    psum_invariant reshard""".split()
+    psum_invariant reshard"""
 )
 # Linear in one active operand, provided that the others do not depend on the input.
-BILINEAR = frozenset("mul dot_general conv_general_dilated".split())
-INDEXED = frozenset(
-    "gather dynamic_slice dynamic_update_slice scatter scatter-add select_n".split()
-)
-CUSTOM = frozenset("custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr".split())
+BILINEAR = jx.words("mul dot_general conv_general_dilated")
+INDEXED = jx.words("gather dynamic_slice dynamic_update_slice scatter scatter-add select_n")
+CUSTOM = jx.words("custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +160,7 @@ def activity(
 def _flow(
     equation: Equation, active: set[int], dependent: set[int]
 ) -> tuple[list[bool], list[bool], list[bool]]:
-    """Return which inputs of a loop's step or of branches are active, which dependent, and which outputs are active."""
+    """Return which inputs of a step or branch are active, which dependent, which outputs active."""
     operands = equation.inputs if equation.name == "scan" else equation.inputs[1:]
     flags = [a in active for a in operands]
     others = [a in dependent for a in operands]
@@ -261,7 +259,8 @@ class _Ends:
         flags, others, outputs = _flow(equation, self.active, dependent)
         before_loop = [a in self.after for a in equation.inputs]
         behind_loop = [v in self.before for v in equation.outputs]
-        # A step comes after itself, so that what its carry meets in one step it has met in the next.
+        # A step comes after itself, so that what its carry meets in one step it has met in the
+        # next.
         step = self._survey(body, flags, others, outputs, before_loop, behind_loop)
         product = any(s.kind in AFFINE for s in step.survey.sites.values()) or any(
             _has_product(e) for e in body.equations

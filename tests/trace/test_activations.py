@@ -103,7 +103,7 @@ RELUS = {
     "where": lambda x: jnp.where(x > 0, x, 0),
     "where >=": lambda x: jnp.where(x >= 0, x, 0.0),
     "where, turned": lambda x: jnp.where(x < 0, 0, x),
-    "where, mirrored": lambda x: jnp.where(0 < x, x, jnp.zeros_like(x)),
+    "where, mirrored": lambda x: jnp.where(x > 0, x, jnp.zeros_like(x)),
     "mask": lambda x: x * (x > 0),
     "float mask": lambda x: (x > 0).astype(x.dtype) * x,
     "stopped mask": lambda x: lax.stop_gradient((x > 0).astype(x.dtype)) * x,
