@@ -102,8 +102,9 @@ def load_model(
         preprocessing = _at_size(preprocessing, image_size)
     apply = LinenApply(architecture.build(found.num_classes))
     model = _model(architecture, apply, found.variables, preprocessing, found.class_names)
-    # Tracing is cheap, and an input that leaves nothing to pool is best refused here.
-    jax.eval_shape(apply, model.params, _images(preprocessing))
+    if preprocessing.input_shape != architecture.input_shape:
+        # An input that leaves nothing to pool is best refused here; tracing shows it.
+        jax.eval_shape(apply, model.params, _images(preprocessing))
     return model
 
 

@@ -236,10 +236,10 @@ class _Loop:
     def step(self) -> Callable[[State, jax.Array, jax.Array, jax.Array], State]:
         """One step: (state, key, pictures, labels) -> state."""
 
-        def loss(params: Any, statistics: Any, images: jax.Array, labels: jax.Array) -> Any:
+        def loss(params: Any, statistics: Any, inputs: jax.Array, labels: jax.Array) -> Any:
             logits, changed = self.network.apply(
                 {"params": params, "batch_stats": statistics},
-                normalise(images, self.preprocessing),
+                inputs,
                 train=True,
                 mutable=["batch_stats"],
             )
@@ -248,10 +248,13 @@ class _Loop:
 
         @jax.jit
         def step(state: State, key: jax.Array, images: jax.Array, labels: jax.Array) -> State:
-            images = shifted(key, images, self.recipe.shift)
+            shift, noise = jax.random.split(key)
+            images = shifted(shift, images, self.recipe.shift)
+            inputs = normalise(images, self.preprocessing)
+            inputs = noisy(noise, inputs, self.recipe.noise, self.preprocessing)
             params, statistics = state.variables["params"], state.variables["batch_stats"]
             (value, (statistics, right)), slope = jax.value_and_grad(loss, has_aux=True)(
-                params, statistics, images, labels
+                params, statistics, inputs, labels
             )
             updates, optimiser = self.optimiser.update(slope, state.optimiser, params)
             params = optax.apply_updates(params, updates)
@@ -343,6 +346,17 @@ def shifted(
         return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), shape)
 
     return jax.vmap(cut)(wide, corners)
+
+
+def noisy(
+    key: jax.Array, inputs: Float[Array, "b h w c"], levels: float, preprocessing: Preprocessing
+) -> Float[Array, "b h w c"]:
+    """Return inputs with normal noise of so many grey levels of 255."""
+    if levels == 0:
+        return inputs
+    black, white = preprocessing.bounds()
+    deviation = jnp.asarray((white - black) * levels / 255).reshape(1, 1, 1, -1)
+    return inputs + deviation * jax.random.normal(key, inputs.shape)
 
 
 def _best_epoch(history: tuple[Epoch, ...]) -> int:

@@ -53,6 +53,9 @@ class Recipe:
         warmup: steps.
         weight_decay: of the kernels.
         shift: each training picture is moved by up to so many pixels along each axis.
+        noise: deviation of normal noise that each training picture gets, in grey levels of 255.
+            Without it nothing holds the weights to frequencies that the pictures do not have, and
+            gradients are full of them.
     """
 
     name: str
@@ -65,9 +68,16 @@ class Recipe:
     warmup: int = 50
     weight_decay: float = 1e-4
     shift: int = 0
+    noise: float = 0.0
 
     def __post_init__(self) -> None:
-        for field, least in (("epochs", 1), ("batch_size", 1), ("patience", 1), ("shift", 0)):
+        for field, least in (
+            ("epochs", 1),
+            ("batch_size", 1),
+            ("patience", 1),
+            ("shift", 0),
+            ("noise", 0),
+        ):
             if getattr(self, field) < least:
                 raise ValueError(f"{field} is {getattr(self, field)}; expected at least {least}")
         if not 0 < self.learning_rate < float("inf"):
@@ -100,6 +110,7 @@ RECIPES = {
             batch_size=32,
             learning_rate=1e-3,
             shift=2,
+            noise=25.0,
         ),
     )
 }

@@ -15,7 +15,7 @@ from jaxplain.models import load_model
 from jaxplain.models.weights import store
 from jaxplain.preprocessing import Preprocessing
 from jaxplain.training import Data, Pictures, Recipe, find_recipe, fit, train
-from jaxplain.training.fit import Epoch, _best_epoch, shifted
+from jaxplain.training.fit import Epoch, _best_epoch, noisy, shifted
 from jaxplain.training.predict import normalise, predict
 
 # The package's `fit` is the function; this is the module of that name.
@@ -247,3 +247,11 @@ def test_shifts_move_by_whole_pixels_and_repeat_the_edge():
         found.add(places[0])
     assert len(found) > 10
     np.testing.assert_array_equal(shifted(jax.random.key(0), images, 0), images)
+
+
+def test_noise_has_the_levels_asked_for():
+    p = Preprocessing((50, 40), (0.5,), (0.25,))
+    inputs = jnp.zeros((20, 50, 40, 1))
+    moved = p.invert(noisy(jax.random.key(0), inputs, 10.0, p)) * 255
+    assert np.std(moved) == pytest.approx(10, rel=0.02)
+    np.testing.assert_array_equal(noisy(jax.random.key(0), inputs, 0.0, p), inputs)
