@@ -1,7 +1,7 @@
 """Slow NumPy float64 versions, written from the papers, that share no code with the package.
 
-Relevance: a network is a list of layers on flat vectors, every convolution a dense matrix. Each layer
-has `forward(x)` and `backward(x, relevance of its output)`, which returns the relevance of x.
+Relevance: a network is a list of layers on flat vectors, every convolution a dense matrix. Each
+layer has `forward(x)` and `backward(x, relevance of its output)`, which returns the relevance of x.
 Equations: Bach et al. 2015 (epsilon, alpha-beta), Montavon et al. 2017 (z^B), Andeol et al. 2021
 (gamma), Zhang et al. 2016 (excitation backprop).
 """
@@ -87,7 +87,7 @@ def epsilon_rule(epsilon: float = 1e-6) -> Rule:
 
 
 def alpha_beta_rule(alpha: float, beta: float, epsilon: float = 1e-6) -> Rule:
-    """R_i = sum_j (alpha z_ij^+ / z_j^+ - beta z_ij^- / z_j^-) R_j, z_ij = x_i w_ij; biases take part."""
+    """R_i = sum_j (alpha z_ij^+ / z_j^+ - beta z_ij^- / z_j^-) R_j, where z_ij = x_i w_ij."""
 
     def rule(x, w, b, relevance):
         z = x[:, None] * w
@@ -102,7 +102,7 @@ def alpha_beta_rule(alpha: float, beta: float, epsilon: float = 1e-6) -> Rule:
 
 
 def gamma_rule(gamma: float, epsilon: float = 1e-6) -> Rule:
-    """Contributions of the output's own sign weigh 1 + gamma, for either sign of input and output."""
+    """Contributions of the output's own sign weigh 1 + gamma, whatever the signs of the inputs."""
 
     def rule(x, w, b, relevance):
         z, total = x[:, None] * w, x @ w + b
@@ -131,7 +131,7 @@ def box_rule(low: np.ndarray, high: np.ndarray, epsilon: float = 1e-6) -> Rule:
 
 
 def flat_rule(epsilon: float = 1e-6) -> Rule:
-    """Every input in the window of an output gets the same share; `connected` says which those are."""
+    """Every input in the window of an output gets the same share; zero weights lie outside it."""
 
     def rule(x, w, b, relevance):
         connected = (w != 0).astype(float)

@@ -1,5 +1,7 @@
 """The sweep against values of Captum, Zennit and TorchRay, on `tiny` in Linen and in NNX."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -89,10 +91,8 @@ def test_layers_have_the_names_of_their_modules_and_tags(model):
 
 def test_both_libraries_give_the_same_audit():
     images, targets = tiny.inputs()
-    audits = [
-        backpropagate(build(), images, targets, R.epsilon_plus()).audit
-        for build in tiny.MODELS.values()
-    ]
+    run = functools.partial(backpropagate, rules=R.epsilon_plus())
+    audits = [jax.eval_shape(run, build(), images, targets).audit for build in tiny.MODELS.values()]
     assert audits[0] == audits[1]
     assert [row["layer"] for row in audits[0].rows()][:3] == [
         "features_0", "features.1", "features.2",
@@ -104,7 +104,8 @@ def test_both_libraries_give_the_same_audit():
 
 def test_captured_layers_are_the_network_itself(model):
     images, _ = tiny.inputs()
-    found = capture(model, images, ["input", "features_3", "features.4", "logits"])
+    names = ["input", "features_3", "features.4", "logits"]
+    found = jax.jit(lambda model, images: capture(model, images, names))(model, images)
     np.testing.assert_array_equal(found["input"], images)
     np.testing.assert_array_equal(found["features.4"], jnp.maximum(found["features_3"], 0))
     np.testing.assert_allclose(found["logits"], model(images), rtol=1e-5, atol=1e-5)

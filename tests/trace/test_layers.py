@@ -53,7 +53,8 @@ class Nested(nn.Module):
 def test_names_are_tags_and_paths_in_evaluation_order():
     model = Model.from_linen(Nested(), Nested().init(jax.random.key(0), IMAGES))
     assert [layer.name for layer in model.layers((6, 6, 2))] == [
-        "block.conv#0", "block#0", "block.conv#1", "block#1", "tagged", "saved.conv", "saved", "head",
+        "block.conv#0", "block#0", "block.conv#1", "block#1", "tagged", "saved.conv", "saved",
+        "head",
     ]  # fmt: skip
     found = capture(model, IMAGES, ["block#1", "tagged", "head", "logits"])
     np.testing.assert_array_equal(found["block#1"], found["tagged"])
@@ -295,7 +296,9 @@ WINDOWED = {
     "pool 3/2": lambda x: pool(jax.nn.relu(conv(x)), 3, 2, (0, 1)),
     "average": lambda x: nn.avg_pool(conv(x), (2, 2), (2, 2)),
     "residual": lambda x: conv(conv(x)) + x,
-    "strided residual": lambda x: conv(conv(x, strides=(2, 2))) + conv(x, array(11, 1, 1, 2, 2), (2, 2)),
+    "strided residual": lambda x: (
+        conv(conv(x, strides=(2, 2))) + conv(x, array(11, 1, 1, 2, 2), (2, 2))
+    ),
     "inception": inception,
     "channels first": lambda x: lax.conv_general_dilated(
         x.transpose(0, 3, 1, 2), KERNEL.transpose(3, 2, 0, 1), (2, 2), "SAME"
