@@ -292,7 +292,7 @@ def grid(
         raise ValueError(
             f"titles has {len(titles)} entries; expected {len(pictures)}, one a picture"
         )
-    if not pictures:
+    if len(pictures) == 0:
         raise ValueError("pictures is empty; expected at least one")
     columns = 1 + len(heatmaps)
     figure, axes = _subplots(
