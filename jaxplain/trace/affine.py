@@ -61,7 +61,7 @@ def _restored(program: Program, site: Site, signal: jax.Array) -> jax.Array:
         if equation.name == "transpose":
             order = equation.params["permutation"]
             signal = jnp.transpose(signal, [order.index(d) for d in range(len(order))])
-        elif equation.name in LAYOUT:
+        elif equation.name in LAYOUT or equation.name == "broadcast_in_dim":
             signal = signal.reshape(jx.shape(program, equation.inputs[0]))
     return signal
 

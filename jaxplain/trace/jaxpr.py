@@ -292,12 +292,14 @@ def shape(program: Program, atom: Atom) -> tuple[int, ...]:
 
 def branches(equation: Equation) -> tuple[Program, ...]:
     """Return the programs of a `cond` equation's branches."""
-    return tuple(flatten(b) for b in equation.params["branches"])
+    programs = [flatten(b) for b in equation.params["branches"]]
+    return tuple(p.pruned(p.outputs, ()) for p in programs)
 
 
 def scan_body(equation: Equation) -> Program:
     """Return the program of a `scan`'s step: (constants, carry, slices) -> (carry, slices)."""
-    return flatten(equation.params["jaxpr"])
+    program = flatten(equation.params["jaxpr"])
+    return program.pruned(program.outputs, ())
 
 
 def is_float(value: Any) -> bool:

@@ -323,7 +323,7 @@ class Reader:
                 if step is None:
                     break
                 steps.append(step)
-            elif equation.name in LAYOUT:
+            elif equation.name in LAYOUT or self._adds_axes(equation):
                 following = self._moved_axis(equation, axis)
                 steps.append(Tail(index, None, axis))
             elif equation.name == "convert_element_type" and jx.is_float(
@@ -349,6 +349,11 @@ class Reader:
         if equation.name in ("mul", "div") and not per_channel:
             return None
         return Tail(index, operand, axis, per_channel)
+
+    def _adds_axes(self, equation: Equation) -> bool:
+        """Say whether a broadcast repeats nothing: `x[:, None]` is written as one."""
+        sizes = [math.prod(self.shape(a)) for a in (equation.inputs[0], equation.outputs[0])]
+        return equation.name == "broadcast_in_dim" and sizes[0] == sizes[1]
 
     def _per_channel(self, atom: Atom, axis: int | None) -> bool:
         """Say whether an operand provably varies along the channels only."""

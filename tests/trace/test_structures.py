@@ -591,6 +591,22 @@ def test_biases_of_any_shape_belong_to_the_layer(name, late):
             close(np.ravel(found.attribution[n]), expected)
 
 
+def test_what_nobody_reads_does_not_part_a_layer_from_its_bias():
+    """Excitation would leak if the dead reader hid that bias and convolution belong together."""
+
+    def apply(w, x):
+        def step(x, layer):
+            y = conv(x, layer[0], padding="SAME")
+            y[0].sum()  # nothing reads this
+            return jax.nn.relu(y + layer[1]), None
+
+        x = checkpoint_name(stem(w, x, jax.nn.relu), "stem")
+        return finish(w, lax.scan(step, x, (w["blocks"], w["biases"]))[0])
+
+    found = sweep_of(apply, W, R.excitation_rules(), layers=("stem",))
+    np.testing.assert_allclose(found.layers["stem"].sum((1, 2, 3)), 1, rtol=1e-4)
+
+
 def test_a_dense_layer_with_several_output_axes():
     class Net(nn.Module):
         @nn.compact
