@@ -94,7 +94,7 @@ def ball_conditions(
     support = w != 0
     sign = jnp.sign(lax.stop_gradient(w))
     count = jnp.maximum(support.sum(axis=-1, keepdims=True), 1).astype(w.dtype)
-    weight = lax.stop_gradient(jnp.trace(gram, axis1=-2, axis2=-1) / w.shape[-1])
+    weight = lax.stop_gradient(jnp.diagonal(gram, axis1=-2, axis2=-1).mean(axis=-1))
     weight = jnp.broadcast_to(weight, radius.shape)[:, None]
 
     def tangent(x: Array) -> Array:

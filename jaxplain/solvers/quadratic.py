@@ -20,9 +20,11 @@ stay bounds in float32.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.scipy.linalg import cho_solve
@@ -63,7 +65,8 @@ def product(gram: Float[Array, "d d"], w: Float[Array, "*batch d"]) -> Float[Arr
     >>> product(jnp.eye(2) * 2, jnp.array([1.0, 3.0])).tolist()
     [2.0, 6.0]
     """
-    return jnp.matmul(w, gram, precision=lax.Precision.HIGHEST)
+    # Q is symmetric; summing over its last axis suits the layout in which it arrives.
+    return jnp.einsum("...j,ij->...i", w, gram, precision=lax.Precision.HIGHEST)
 
 
 def dot(a: Float[Array, "*batch d"], b: Float[Array, "*batch d"]) -> Float[Array, "*batch"]:
@@ -90,6 +93,38 @@ def factor(matrix: Float[Array, "d d"]) -> Factor:
         return lax.linalg.cholesky(with_ridge(matrix, tiny), symmetrize_input=False)
 
     return Factor(lax.cond(failed, retry, lambda: first), jnp.where(failed, tiny, 0))
+
+
+def inverse(lower: Float[Array, "d d"]) -> Float[Array, "d d"]:
+    """(L Lᵀ)⁻¹ from a Cholesky factor L, by products of blocks.
+
+    LAPACK's triangular solve of a whole identity is several times slower, and its threads stall by
+    milliseconds when cores are shared. The result's rounding is harmless to what iterates with it,
+    as certificates never use it.
+
+    >>> inverse(jnp.array([[2.0, 0.0], [2.0, 1.0]])).tolist()
+    [[1.25, -1.0], [-1.0, 1.0]]
+    """
+    root = _invert_lower(lower)
+    return jnp.matmul(root.T, root, precision=lax.Precision.HIGHEST)
+
+
+def _invert_lower(lower: Array) -> Array:
+    """L⁻¹ = [[A⁻¹, 0], [−C⁻¹BA⁻¹, C⁻¹]], down to blocks that are substituted row by row."""
+    d = lower.shape[-1]
+    if d <= 16:
+        eye = jnp.eye(d, dtype=lower.dtype)
+
+        def row(i: Array, found: Array) -> Array:
+            known = jnp.matmul(lower[i], found, precision=lax.Precision.HIGHEST)
+            return found.at[i].set((eye[i] - known) / lower[i, i])
+
+        return lax.fori_loop(0, d, row, jnp.zeros_like(lower))
+    half = d // 2
+    first, last = _invert_lower(lower[:half, :half]), _invert_lower(lower[half:, half:])
+    below = jnp.matmul(lower[half:, :half], first, precision=lax.Precision.HIGHEST)
+    below = -jnp.matmul(last, below, precision=lax.Precision.HIGHEST)
+    return jnp.block([[first, jnp.zeros((half, d - half), lower.dtype)], [below, last]])
 
 
 def anchor_factor(gram: Float[Array, "d d"]) -> Float[Array, "d d"]:
@@ -241,15 +276,42 @@ def check_problem(gram: Array, corr: Array, **others: Any) -> None:
 def each(
     solve: Callable[..., Solution], gram: Array, rest: tuple[Array | None, ...], chunk: int | None
 ) -> Solution:
-    """Solves every problem, `chunk` of them side by side, with a shared Gram matrix or one each."""
-    if gram.ndim == 2:
-        return lax.map(lambda args: solve(gram, *args), rest, batch_size=_size(rest, chunk))
-    return lax.map(lambda args: solve(*args), (gram, *rest), batch_size=_size(rest, chunk))
+    """Solves every problem, `chunk` of them side by side, with a shared Gram matrix or one each.
 
+    Chunks are cut out of the arrays where they lie: `lax.map` would copy all Gram matrices first.
 
-def _size(rest: tuple[Array | None, ...], chunk: int | None) -> int:
-    problems = rest[0].shape[0]
-    return max(problems if chunk is None else min(chunk, problems), 1)
+    Args:
+        solve: one problem, from its Gram matrix and its part of `rest`.
+        gram: (d, d) or (problems, d, d).
+        rest: arrays of one row a problem, or None.
+        chunk: None is 96 with a shared matrix, where wide products pay, and 16 with one each.
+    """
+    shared = gram.ndim == 2
+    data = rest if shared else (gram, *rest)
+    one = functools.partial(solve, gram) if shared else solve
+    count = rest[0].shape[0]
+    chunk = chunk or (96 if shared else 16)
+    if count == 1:
+        return jax.tree.map(lambda x: x[None], one(*jax.tree.map(lambda x: x[0], data)))
+    many = jax.vmap(one)
+    if count <= chunk:
+        return many(*data)
+
+    def more(i: Array, found: Solution) -> Solution:
+        # The last chunk reaches back over problems that are done, and finds the same again.
+        start = jnp.minimum(i * chunk, count - chunk)
+        part = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, chunk), data)
+        # Without a barrier, XLA moves a change of layout out of the loop: a copy of all of Q.
+        part = lax.optimization_barrier(part)
+        return jax.tree.map(
+            lambda whole, new: lax.dynamic_update_slice_in_dim(whole, new, start, 0),
+            found,
+            many(*part),
+        )
+
+    shapes = jax.eval_shape(many, *jax.tree.map(lambda x: x[:1], data))
+    empty = jax.tree.map(lambda x: jnp.zeros((count, *x.shape[1:]), x.dtype), shapes)
+    return lax.fori_loop(0, -(-count // chunk), more, empty)
 
 
 def with_ridge(matrix: Array, ridge: Array) -> Array:

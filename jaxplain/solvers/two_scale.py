@@ -20,7 +20,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.scipy.linalg import cho_solve
 from jaxtyping import Array, Float
 
 from jaxplain.solvers.loop import Certificate, Run, Solution, all_finite, default_tolerance, iterate
@@ -30,6 +29,7 @@ from jaxplain.solvers.quadratic import (
     anchor_factor,
     factor,
     find_anchor,
+    inverse,
     penalty_certificate,
     product,
     refuse,
@@ -226,16 +226,17 @@ def _nested(
     (gram_c, corr_c), (gram_f, corr_f) = coarse, fine
     factor_c = factor(with_ridge(gram_c, coupling + rho_c))
     factor_f = factor(with_ridge(mu * gram_f + coupling * _matmul(t, t.T), rho_f))
-    usable = all_finite((factor_c.lower, factor_f.lower), 0)
+    matrix_c, matrix_f = inverse(factor_c.lower), inverse(factor_f.lower)
+    usable = all_finite((matrix_c, matrix_f), 0)
 
     def scale(
-        state: _Scale, right: Array, lower: Array, rho: Array, ridge: Array, penalty: Array
+        state: _Scale, right: Array, matrix: Array, rho: Array, ridge: Array, penalty: Array
     ) -> _Scale:
         """An inner loop: `right` is what does not change in (28) or (38)."""
         rho = rho + ridge
 
         def step(state: _Scale) -> _Scale:
-            w = cho_solve((lower, True), right + rho * (state.m + state.g))  # (28), (38)
+            w = product(matrix, right + rho * (state.m + state.g))  # (28), (38)
             m = soft_threshold(w - state.g, penalty / rho)  # (30), (40)
             g = state.g - (w - m)  # (31), (41)
             return _Scale(w, m, g, rho * jnp.abs(m - state.m).max())
@@ -252,9 +253,9 @@ def _nested(
     def step(state: tuple[_Scale, _Scale, Array]) -> tuple[_Scale, _Scale, Array]:
         c, f, g = state
         right_c = corr_c + coupling * (_matmul(f.w, t) - g)
-        c = scale(c, right_c, factor_c.lower, rho_c, factor_c.ridge, lambda_c)
+        c = scale(c, right_c, matrix_c, rho_c, factor_c.ridge, lambda_c)
         right_f = mu * corr_f + coupling * _matmul(t, c.w + g)
-        f = scale(f, right_f, factor_f.lower, rho_f, factor_f.ridge, lambda_f)
+        f = scale(f, right_f, matrix_f, rho_f, factor_f.ridge, lambda_f)
         g = g - (_matmul(f.w, t) - c.w)  # (42)
         return c, f, g
 
@@ -289,12 +290,12 @@ def _eliminated(
     overlap = jnp.eye(q, dtype=t.dtype) + _matmul(t, t.T)
     found = factor(joint.gram + rho * overlap)
     usable = all_finite(found.lower, 0)
-    inverse = cho_solve((found.lower, True), jnp.eye(q, dtype=t.dtype))
+    matrix = inverse(found.lower)
 
     def step(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
         m_f, m_c, g_f, g_c = state
         pull = rho * (m_f + g_f + _matmul(t, m_c + g_c))
-        w = product(inverse, joint.corr + pull)
+        w = product(matrix, joint.corr + pull)
         over_f = relaxation * w + (1 - relaxation) * m_f
         over_c = relaxation * _matmul(w, t) + (1 - relaxation) * m_c
         m_f = soft_threshold(over_f - g_f, lambda_f / rho)

@@ -38,11 +38,11 @@ def test_gap_bounds_the_suboptimality_of_two_hundred_awkward_problems():
     penalties = 0.05 * np.maximum(np.abs(corrs).max(axis=1), 1e-3)
     data = [jnp.asarray(x) for x in (grams, corrs, penalties)]
     runs = [
-        lasso(*data, energy=jnp.asarray(energies) if known else None, max_steps=steps, chunk=None)
+        lasso(*data, energy=jnp.asarray(energies) if known else None, max_steps=steps, chunk=200)
         for known in (True, False)
         for steps in (0, 5, 25, 2_000)
     ]
-    tight = lasso(*data, energy=jnp.asarray(energies), tolerance=1e-14, max_steps=3_000, chunk=None)
+    tight = lasso(*data, energy=jnp.asarray(energies), tolerance=1e-14, max_steps=3_000, chunk=200)
 
     def objective(i, w):
         return smooth(grams[i], corrs[i], w) + penalties[i] * np.abs(w).sum()
@@ -67,10 +67,10 @@ def test_gap_bounds_the_suboptimality_of_two_hundred_awkward_problems():
 def test_float32_certificates_bound_too():
     _, grams, corrs, energies = stacked(range(0, 140, 7))
     penalties = 0.05 * np.abs(corrs).max(axis=1)
-    exact = lasso(*map(jnp.asarray, (grams, corrs, penalties)), chunk=None)
+    exact = lasso(*map(jnp.asarray, (grams, corrs, penalties)), chunk=200)
     single = [jnp.asarray(x, jnp.float32) for x in (grams, corrs, penalties, energies)]
     for steps in (10, 1_000):
-        run = lasso(*single[:3], energy=single[3], max_steps=steps, tolerance=1e-5, chunk=None)
+        run = lasso(*single[:3], energy=single[3], max_steps=steps, tolerance=1e-5, chunk=200)
         assert run.value.dtype == jnp.float32
         for i, w in enumerate(np.asarray(run.value, float)):
             rounded = [np.asarray(x[i], float) for x in single]

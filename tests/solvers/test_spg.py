@@ -43,7 +43,7 @@ def test_gap_bounds_the_suboptimality_of_two_hundred_awkward_problems(method):
     radii = np.tile([0.1, 0.5, 1.5, 20.0], 50)
     data = [jnp.asarray(x) for x in (grams, corrs, radii)]
     runs = [
-        mu_lasso(*data, method=method, max_steps=steps, chunk=None) for steps in (0, 3, 20, 2_000)
+        mu_lasso(*data, method=method, max_steps=steps, chunk=200) for steps in (0, 3, 20, 2_000)
     ]
     hard = np.array([p.kind == "collinear" for p in problems])
     for i, p in enumerate(problems):
