@@ -4,6 +4,8 @@ A `Plan` says for each variable which tensor fills it and how it is laid out the
 state dicts of torchvision and timm, `own_plan` for our own files.
 """
 
+import functools
+import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -45,18 +47,26 @@ class Slot(NamedTuple):
 Plan = Mapping[Path, Slot]
 
 
-def variable_shapes(network: Network) -> dict[Path, tuple[int, ...]]:
+def variable_shapes(network: Network) -> Mapping[Path, tuple[int, ...]]:
     """Return the shape of every variable of a network.
+
+    Found by tracing, which takes a second or two for the deepest; remembered.
 
     Example:
         >>> from jaxplain.models.alexnet import AlexNet
         >>> variable_shapes(AlexNet())["params", "conv1", "kernel"]
         (11, 11, 3, 64)
     """
+    hashable: Any = network  # Linen's modules are, by their fields; the type does not say so
+    return _traced_shapes(hashable)
+
+
+@functools.lru_cache(maxsize=64)
+def _traced_shapes(network: Any) -> Mapping[Path, tuple[int, ...]]:
     images = jax.ShapeDtypeStruct((1, 299, 299, 3), jnp.float32)
     shapes: Any = jax.eval_shape(network.init, jax.random.key(0), images)
     flat: Any = traverse_util.flatten_dict(shapes)
-    return {path: leaf.shape for path, leaf in flat.items()}
+    return types.MappingProxyType({path: leaf.shape for path, leaf in flat.items()})
 
 
 def own_plan(shapes: Mapping[Path, tuple[int, ...]]) -> dict[Path, Slot]:
