@@ -55,10 +55,10 @@ class _Split(NamedTuple):
 
 
 class _Update(NamedTuple):
-    """How (14) is solved: w = basis · diag(spectrum) · basisᵀ right, or inverse · right."""
+    """How (14) is solved: by the inverse of Q + ρI, or by Q's eigenvectors and eigenvalues."""
 
     matrix: Array
-    values: Array | None
+    values: Array
 
 
 def lasso(
@@ -157,6 +157,7 @@ def _lasso(
         prepare = functools.partial(_prepare, balance=balance, anchored=energies is not None)
         sparsity = jnp.sqrt(penalty / jnp.maximum(jnp.abs(corr).max(axis=-1), penalty))
         boost = jnp.clip(jnp.where(penalty > 0, 10 * sparsity, 1), 0.3, 10)
+        shared = None
         if gram.ndim == 2:
             common = _choose_rho(gram, boost.mean()) if rho is None else jnp.asarray(rho, dtype)
             shared = (common, *prepare(gram, common))
@@ -166,7 +167,7 @@ def _lasso(
             rest = (corr, penalty, energies, boost, given)
 
         def one(gram: Array, corr: Array, penalty: Array, energy: Array | None, *own: Any):
-            if own:
+            if shared is None:
                 boost, given = own
                 size = _choose_rho(gram, boost) if given is None else given
                 update, ridge, lower = prepare(gram, size)
@@ -174,6 +175,7 @@ def _lasso(
                 size, update, ridge, lower = shared
             start = size + ridge
             if energy is None:
+                assert lower is not None
                 anchor = find_anchor(gram, corr, lower)
             else:
                 anchor = Anchor(corr, energy, jnp.zeros((), dtype))
@@ -205,7 +207,7 @@ def _prepare(
     found = factor(with_ridge(gram, rho))
     # The inverse, not the factor, is applied: one product instead of two triangular solves, which
     # no device does well.
-    return _Update(inverse(found.lower), None), found.ridge, lower
+    return _Update(inverse(found.lower), jnp.zeros((0,), gram.dtype)), found.ridge, lower
 
 
 def _fixed(

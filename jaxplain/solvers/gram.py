@@ -140,16 +140,16 @@ def add(
     dtype = sums.gram.dtype
     if weights is None:
         weights = jnp.ones(expected, dtype)
-    data = tuple(x.astype(dtype) for x in (features, targets, weights))
+    data = features.astype(dtype), targets.astype(dtype), weights.astype(dtype)
     whole = rows // block
-    blocks = tuple(x[: whole * block].reshape(whole, block, *x.shape[1:]) for x in data)
+    blocks = jax.tree.map(lambda x: x[: whole * block].reshape(whole, block, *x.shape[1:]), data)
 
     def more(carry: Accumulator, part: tuple[Array, Array, Array]) -> tuple[Accumulator, None]:
         return _compensated(carry, _moments(*part)), None
 
     accumulator, _ = lax.scan(more, accumulator, blocks)
     if rows % block:
-        accumulator, _ = more(accumulator, tuple(x[whole * block :] for x in data))
+        accumulator, _ = more(accumulator, jax.tree.map(lambda x: x[whole * block :], data))
     return accumulator
 
 

@@ -274,7 +274,7 @@ def check_problem(gram: Array, corr: Array, **others: Any) -> None:
 
 
 def each(
-    solve: Callable[..., Solution], gram: Array, rest: tuple[Array | None, ...], chunk: int | None
+    solve: Callable[..., Solution], gram: Array, rest: tuple[Any, ...], chunk: int | None
 ) -> Solution:
     """Solves every problem, `chunk` of them side by side, with a shared Gram matrix or one each.
 

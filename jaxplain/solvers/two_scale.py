@@ -177,10 +177,11 @@ def _two_scale(
     lambda_c, lambda_f, mu = (jnp.asarray(x, dtype) for x in weights)
     joint = _eliminate(coarse, fine, membership, mu, energy)
     defaults = (_mean_diagonal(coarse[0]), _mean_diagonal(coarse[0]), mu * _mean_diagonal(fine[0]))
-    chosen = tuple(
+    coupling, rho_c, rho_f = (
         default if rho is None else jnp.asarray(rho, dtype)
         for rho, default in zip(rhos, defaults, strict=True)
     )
+    chosen = coupling, rho_c, rho_f
 
     def certify(m_c: Array, m_f: Array, multiplier: Array) -> Certificate:
         # |multiplier| ≤ λ_c up to rounding; the bound needs it without that.
@@ -202,7 +203,7 @@ def _two_scale(
         )(tolerance, max_steps)
         value = TwoScale(run.state[0].m, run.state[1].m)
     else:
-        rho = _mean_diagonal(joint.gram) if rhos[2] is None else chosen[2]
+        rho = _mean_diagonal(joint.gram) if rhos[2] is None else rho_f
         run, ridge = _eliminated(joint, membership, lambda_c, lambda_f, rho, certify)(
             tolerance, max_steps
         )
