@@ -6,7 +6,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jaxplain.adapters import (
+    BlackBox,
+    LinenApply,
+    LinenCapture,
+    NnxApply,
+    NnxCapture,
+    arguments,
+    equinox_apply,
+    haiku_apply,
+)
 from jaxplain.preprocessing import Preprocessing
 
 ApplyFn = Callable[..., jax.Array]
@@ -127,7 +138,7 @@ class Model:
             apply: the pure function; use the same function object to share compilations.
             params: its parameters, any pytree.
             **described: `input_shape`, `preprocessing`, `class_names`, `name`, `default_layer`,
-                `capture`.
+                `evidence_layer`, `capture`.
         """
         return cls(params, apply, **_described(described))
 
@@ -151,11 +162,11 @@ class Model:
             call: further arguments of `__call__`, such as `{"train": False}`.
             **described: as in `from_function`.
         """
-        arguments = tuple(sorted((call or {}).items()))
+        given = arguments(call)
         return cls(
             variables,
-            LinenApply(module, arguments),
-            LinenCapture(module, arguments),
+            LinenApply(module, given),
+            LinenCapture(module, given),
             **_described(described),
         )
 
@@ -176,6 +187,121 @@ class Model:
         copy.eval()
         graph, state = nnx.split(copy)
         return cls(state, NnxApply(graph), NnxCapture(graph), **_described(described))
+
+    @classmethod
+    def from_haiku(
+        cls,
+        network: Any,
+        params: Any,
+        state: Any = None,
+        *,
+        call: Mapping[str, Hashable] | None = None,
+        **described: Any,
+    ) -> "Model":
+        """Make a model of a transformed Haiku function.
+
+        Layers are tagged tensors and the outputs of the modules, by path: "res_net18.logits" is
+        what module `res_net18/~/logits` returns. Models of the same `network` share compilations.
+
+        Args:
+            network: what `hk.transform` or `hk.transform_with_state` returned, with or without
+                `hk.without_apply_rng`; it takes images and returns logits, and draws no random
+                numbers at inference.
+            params: what `network.init` returned.
+            state: of `hk.transform_with_state`, the second of what `network.init` returned.
+            call: further arguments of the function, such as `{"is_training": False}`.
+            **described: as in `from_function`.
+
+        Raises:
+            ModuleNotFoundError: dm-haiku is not installed.
+            TypeError, ValueError: not a transformed function; a state without need, or none.
+
+        Example:
+            >>> import haiku as hk
+            >>> network = hk.transform(lambda x: hk.Linear(5)(hk.Conv2D(4, 3)(x).mean((1, 2))))
+            >>> params = network.init(jax.random.key(0), jnp.ones((1, 8, 8, 3)))
+            >>> model = Model.from_haiku(network, params, input_shape=(8, 8, 3))
+            >>> [layer.name for layer in model.layers()]
+            ['conv2_d', 'linear']
+        """
+        params, apply = haiku_apply(network, params, state, call)
+        return cls(params, apply, **_described(described))
+
+    @classmethod
+    def from_equinox(
+        cls,
+        module: Any,
+        state: Any = None,
+        *,
+        call: Mapping[str, Hashable] | None = None,
+        **described: Any,
+    ) -> "Model":
+        """Make a model of an Equinox module, in inference mode.
+
+        Equinox modules take one image, channels first. The model takes batches of channel-last
+        images, as all models of this package do; its layers, too, are channels last: (h, w, K).
+        Layers are tagged tensors and the outputs of the submodules, by path ("layers.0.conv").
+        Gradients by the parameters have the structure of the module.
+
+        Args:
+            module: the module; calling it with an image (C, H, W) returns logits (classes,).
+            state: of a module with state (batch norm), the second of what
+                `eqx.nn.make_with_state` returned: the module is called with (image, state) and
+                returns (logits, state).
+            call: further arguments of the module, such as `{"key": None}`.
+            **described: as in `from_function`.
+
+        Raises:
+            ModuleNotFoundError: equinox is not installed.
+            TypeError: not a callable Equinox module.
+
+        Example:
+            >>> import equinox as eqx
+            >>> conv, dense = jax.random.split(jax.random.key(0))
+            >>> module = eqx.nn.Sequential([
+            ...     eqx.nn.Conv2d(3, 4, 8, key=conv),
+            ...     eqx.nn.Lambda(jnp.ravel),
+            ...     eqx.nn.Linear(4, 5, key=dense),
+            ... ])
+            >>> model = Model.from_equinox(module, input_shape=(8, 8, 3))
+            >>> [(layer.name, layer.shape) for layer in model.layers()]
+            [('layers.0', (1, 1, 4)), ('layers.1', (4,)), ('layers.2', (5,))]
+        """
+        params, apply = equinox_apply(module, state, call)
+        return cls(params, apply, **_described(described))
+
+    @classmethod
+    def from_black_box(
+        cls, function: Callable[[np.ndarray], Any], num_classes: int, **described: Any
+    ) -> "Model":
+        """Make a model of any function of NumPy images: another framework, a server, an ensemble.
+
+        Only the methods that need no derivative explain it, such as occlusion; the others refuse
+        it. The function is called on the host, also from compiled code, with as many images as the
+        method runs at once, and should not use JAX itself.
+
+        Args:
+            function: float images (n, H, W, C) -> logits (n, num_classes); the same images give
+                the same logits. Use the same function object to share compilations.
+            num_classes: how many logits it returns.
+            **described: as in `from_function`.
+
+        Raises:
+            ValueError: less than one class.
+
+        Example:
+            >>> model = Model.from_black_box(lambda images: images.mean((1, 2)), num_classes=3)
+            >>> model(jnp.ones((2, 8, 8, 3))).shape
+            (2, 3)
+        """
+        if num_classes < 1:
+            raise ValueError(f"num_classes={num_classes}: at least 1")
+        return cls((), BlackBox(function, num_classes), **_described(described))
+
+    @property
+    def black_box(self) -> bool:
+        """Whether the model is a function on the host, without derivatives and layers."""
+        return isinstance(self.apply, BlackBox)
 
 
 def _described(options: dict[str, Any]) -> dict[str, Any]:
@@ -198,85 +324,32 @@ def _described(options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-@dataclasses.dataclass(frozen=True)
-class LinenApply:
-    """`module.apply` as a value: equal modules and arguments share compilations."""
-
-    module: Any
-    call: tuple[tuple[str, Hashable], ...] = ()
-
-    def __call__(self, params: Any, images: jax.Array, **edits: Any) -> jax.Array:
-        """Return the logits."""
-        return self.module.apply(params, images, **dict(self.call), **edits)
-
-
-@dataclasses.dataclass(frozen=True)
-class LinenCapture:
-    """The outputs of every submodule of a Linen module, by path."""
-
-    module: Any
-    call: tuple[tuple[str, Hashable], ...] = ()
-
-    def __call__(self, params: Any, images: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Return the logits and {path: output}."""
-        logits, state = self.module.apply(
-            params, images, capture_intermediates=True, mutable=["intermediates"], **dict(self.call)
-        )
-        return logits, _named_outputs(state["intermediates"])
-
-
-@dataclasses.dataclass(frozen=True)
-class NnxApply:
-    """The call of an NNX module as a pure function of its state."""
-
-    graph: Any
-
-    def __call__(self, params: Any, images: jax.Array) -> jax.Array:
-        """Return the logits."""
-        from flax import nnx
-
-        return nnx.merge(self.graph, params)(images)
-
-
-@dataclasses.dataclass(frozen=True)
-class NnxCapture:
-    """The outputs of every submodule of an NNX module, by attribute path."""
-
-    graph: Any
-
-    def __call__(self, params: Any, images: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Return the logits and {path: output}."""
-        from flax import nnx
-
-        module = nnx.merge(self.graph, params)
-        logits, state = nnx.capture(module, nnx.Intermediate, method_outputs=nnx.Intermediate)(
-            images
-        )
-        return logits, _named_outputs(nnx.to_pure_dict(state))
-
-
-def _named_outputs(tree: Mapping[Any, Any], path: tuple[str, ...] = ()) -> dict[str, jax.Array]:
-    """Flatten {module: {"__call__": (output,)}} into {"module.path": output}; arrays only.
-
-    A module that is called several times appears as "path#0", "path#1", ...
-    """
-    named: dict[str, jax.Array] = {}
-    for key, value in tree.items():
-        if key == "__call__":
-            calls = value if isinstance(value, tuple) else (value,)
-            for number, output in enumerate(calls):
-                if path and isinstance(output, jax.Array):
-                    named[".".join(path) + (f"#{number}" if len(calls) > 1 else "")] = output
-        elif isinstance(value, Mapping):
-            named.update(_named_outputs(value, (*path, str(key))))
-    return named
-
-
 jax.tree_util.register_dataclass(
     Model,
     data_fields=["params"],
     meta_fields=[f.name for f in dataclasses.fields(Model) if f.name != "params"],
 )
+
+
+def check_differentiable(model: Model, method: str) -> None:
+    """Refuse a model that has no derivatives.
+
+    Raises:
+        ValueError: the model is a black box.
+
+    Example:
+        >>> model = Model.from_black_box(lambda images: images.mean((1, 2)), 3, name="server")
+        >>> check_differentiable(model, "gradient")
+        Traceback (most recent call last):
+        ...
+        ValueError: method 'gradient' needs derivatives or layers, which model 'server', a black
+        box, does not have; use a method that only runs the network, such as 'occlusion'
+    """
+    if model.black_box:
+        raise ValueError(
+            f"method {method!r} needs derivatives or layers, which model {model.name!r}, a black "
+            "box, does not have; use a method that only runs the network, such as 'occlusion'"
+        )
 
 
 def check_images(images: Any, model: Model | None = None) -> jax.Array:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxplain.model import Model, check_images
+from jaxplain.model import Model, check_differentiable, check_images
 from jaxplain.scores import check_targets
 from jaxplain.trace import Audit
 
@@ -52,13 +52,14 @@ def check_inputs(model: Model, images: Any, targets: Any) -> tuple[jax.Array, ja
     return images, check_targets(targets, _logits.eval_shape(model, images))
 
 
-def explainer(*static: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def explainer(*static: str, gradient: bool = True) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Make a method of a pure function (model, images, targets, **options).
 
     Its inputs are checked, then it is compiled as a whole.
 
     Args:
         *static: names of the options that are no arrays.
+        gradient: it needs derivatives or layers; False for what works on any black box.
     """
 
     def wrap(function: Callable[P, R]) -> Callable[P, R]:
@@ -66,6 +67,8 @@ def explainer(*static: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
         @functools.wraps(function)
         def checked(model: Model, images: Any, targets: Any, **options: Any) -> R:
+            if gradient:
+                check_differentiable(model, function.__name__)
             images, targets = check_inputs(model, images, targets)
             return compiled(model, images, targets, **options)
 
@@ -153,8 +156,11 @@ class Method:
             layer: for layered methods; others ignore it.
 
         Raises:
-            ValueError: a random method without a key; whatever the method raises.
+            ValueError: a random method without a key; a black box for a method that needs
+                derivatives; whatever the method raises.
         """
+        if self.gradient:
+            check_differentiable(model, self.name)
         options = dict(self.options)
         if self.random:
             if key is None:

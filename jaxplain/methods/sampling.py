@@ -24,7 +24,7 @@ def _pair(value: Pair, name: str, limit: tuple[int, int]) -> tuple[int, int]:
     return pair  # type: ignore[return-value]
 
 
-@explainer("window", "stride", "chunk", "score")
+@explainer("window", "stride", "chunk", "score", gradient=False)
 def occlusion(
     model: Model,
     images: Float[Array, "b h w c"],
