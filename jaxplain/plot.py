@@ -27,7 +27,7 @@ COLOURS = {False: "inferno", True: "RdBu_r"}
 Picture = UInt8[np.ndarray, "h w 3"] | UInt8[np.ndarray, "h w"]
 
 
-def scale(heatmap: Any, *, percentile: float = PERCENTILE) -> float:
+def scale(heatmap: Any, *, percentile: float | int = PERCENTILE) -> float:
     """Return the value of a map that is shown in the strongest colour.
 
     The percentile of its absolute values; their maximum where that percentile is zero (a map of a
@@ -52,7 +52,7 @@ def scale(heatmap: Any, *, percentile: float = PERCENTILE) -> float:
 
 
 def levels(
-    heatmap: Any, *, signed: bool, percentile: float = PERCENTILE
+    heatmap: Any, *, signed: bool, percentile: float | int = PERCENTILE
 ) -> Float[np.ndarray, "h w"]:
     """Return a map divided by its `scale` and clipped: to 0..1, or to -1..1 if signed.
 
@@ -71,7 +71,7 @@ def levels(
 
 
 def heatmap_rgb(
-    heatmap: Any, *, signed: bool = False, percentile: float = PERCENTILE
+    heatmap: Any, *, signed: bool = False, percentile: float | int = PERCENTILE
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Return a map in colours.
 
@@ -97,8 +97,8 @@ def overlay(
     heatmap: Any,
     *,
     signed: bool = False,
-    strength: float = 0.85,
-    percentile: float = PERCENTILE,
+    strength: float | int = 0.85,
+    percentile: float | int = PERCENTILE,
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Return a map in colours over its picture, turned grey: every colour is the map's.
 
@@ -343,7 +343,7 @@ def _rgb(picture: np.ndarray) -> np.ndarray:
 
 def _grey(picture: np.ndarray) -> np.ndarray:
     """Luma of ITU-R 601, float32 (h, w)."""
-    return _rgb(picture).astype(np.float32) @ np.float32([0.299, 0.587, 0.114])
+    return _rgb(picture).astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def _resize(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -94,7 +94,7 @@ class Case:
         probabilities: (classes,) of the network.
         explained: the classes that were explained.
         truth: its true class, if known.
-        mask: (h, w) the known evidence, if any: what a good explanation points at.
+        mask: (H, W) the known evidence, if any, of the shape of the maps.
     """
 
     name: str
@@ -102,7 +102,7 @@ class Case:
     probabilities: Float[np.ndarray, " classes"]
     explained: Sequence[Explained]
     truth: int | None = None
-    mask: Bool[np.ndarray, "h w"] | None = None
+    mask: Bool[np.ndarray, "rows columns"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The page in a real browser: Debian's chromium, driven by Selenium. Skipped where there is none."""
+"""The page in a real browser: Debian's chromium, driven by Selenium; skipped without."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ FLAGS = (
     "--disable-sync",
 )
 CONTROLS = "a[href], button, input, summary, [tabindex='0']"
-# Marks every control that can be seen, so that those which the Tab key reaches can be told from those it does not.
+# Numbers every control that can be seen, to tell those that the Tab key reaches from the others.
 MARK = f"""
     const seen = [...document.querySelectorAll("{CONTROLS}")].filter(e => e.checkVisibility());
     seen.forEach((e, i) => e.dataset.number = i);
@@ -133,12 +133,16 @@ def test_the_controls_do_what_they_say(browser, page):
 
     def press(text):
         browser.execute_script(
-            "[...document.querySelectorAll('.tools button')].find(b => b.textContent == arguments[0]).click()",
+            "[...document.querySelectorAll('.tools button')]"
+            ".find(b => b.textContent == arguments[0]).click()",
             text,
         )
 
     def style(selector, name, pseudo=""):
-        script = "return getComputedStyle(document.querySelector(arguments[0]), arguments[2])[arguments[1]]"
+        script = (
+            "const [selector, name, pseudo] = arguments;"
+            "return getComputedStyle(document.querySelector(selector), pseudo)[name]"
+        )
         return browser.execute_script(script, selector, name, pseudo)
 
     assert style(".map .stack", "filter", "::before").startswith("grayscale(1)")
@@ -151,7 +155,8 @@ def test_the_controls_do_what_they_say(browser, page):
     press("Dark")
     assert style("body", "backgroundColor") == "rgb(22, 21, 18)"
     browser.execute_script(
-        "const s = document.getElementById('strength'); s.value = 30; s.dispatchEvent(new Event('input'))"
+        "const s = document.getElementById('strength');"
+        "s.value = 30; s.dispatchEvent(new Event('input'))"
     )
     assert style(".map .stack img", "opacity") == "0.3"
     assert browser.get_log("browser") == []

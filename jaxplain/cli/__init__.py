@@ -19,7 +19,7 @@ EXAMPLES = "[bold]Examples[/bold]\n\n"
 
 # typer.BadParameter is a UsageError is a ClickException, in Typer's own copy of click or in click
 # itself.
-UsageError = typer.BadParameter.__mro__[1]
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 
 class Group(TyperGroup):

@@ -28,9 +28,9 @@ WIDEST = 12
 """Classes of the flower network that has most."""
 
 QUICK: Mapping[str, Mapping[str, int]] = {
-    "smooth_grad": {"samples": 4},
-    "integrated_gradients": {"steps": 5},
-    "occlusion": {"window": 32, "stride": 20},
+    "smooth_grad": {"samples": 3},
+    "integrated_gradients": {"steps": 4},
+    "occlusion": {"window": 32, "stride": 20, "chunk": 5},
 }
 """Options for the flowers; the page says so. Less would be seen, more would be waited for."""
 
@@ -222,6 +222,8 @@ def widened(model: "Model", classes: int) -> "Model":
     The new logits are constants, and far below the others, so no map changes. The networks of both
     variants become equal but for their parameters: every method is compiled once for the two.
     """
+    from jaxplain.model import LinenApply
+
     layers = dict(model.params["params"])
     head = layers["logits"]
     missing = classes - len(head["bias"])
@@ -229,7 +231,8 @@ def widened(model: "Model", classes: int) -> "Model":
         "kernel": np.pad(head["kernel"], ((0, 0), (0, missing))),
         "bias": np.pad(head["bias"], (0, missing), constant_values=-1e4),
     }
-    apply = dataclasses.replace(model.apply, module=model.apply.module.clone(num_classes=classes))
+    assert isinstance(model.apply, LinenApply)
+    apply = LinenApply(model.apply.module.clone(num_classes=classes), model.apply.call)
     params = {**model.params, "params": layers}
     return dataclasses.replace(model, params=params, apply=apply, class_names=(), name="")
 

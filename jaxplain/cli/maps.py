@@ -162,7 +162,7 @@ def join(method: "Method", parts: Sequence[Batch], task: Task) -> Maps:
     if bad.any():
         raise ValueError(
             f"method {method.name!r} gave maps that are not finite for {int(bad.sum())} of "
-            f"{len(bad)} pictures; are the weights finite?"
+            f"{len(task.images)} pictures; are the weights finite?"
         )
     steady = statistics.median(part.seconds for part in parts[1:]) if len(parts) > 1 else None
     return Maps(

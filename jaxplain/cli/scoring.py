@@ -25,11 +25,13 @@ class Made:
 
     def explain(self, model: Any, images: Any, targets: Any, *, key: Any, layer: Any = None) -> Any:
         """Return the maps of the pictures whose numbers are in `images`."""
+        import jax.numpy as jnp
+
         from jaxplain.methods import Explanation
 
         del model, targets, key, layer
         rows = np.asarray(images)[:, 0, 0, 0].astype(int)
-        return Explanation(self.heatmaps[rows])
+        return Explanation(jnp.asarray(self.heatmaps[rows]))
 
 
 def score(
