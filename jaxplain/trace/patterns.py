@@ -2,12 +2,11 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
+from jax import ensure_compile_time_eval
 
 from jaxplain.trace import jaxpr as jx
 from jaxplain.trace import signs
@@ -23,10 +22,6 @@ RECTIFIERS = frozenset({"relu", "relu6"})
 COMPARISONS = {"gt": 1, "ge": 1, "lt": -1, "le": -1}
 # What a constant may go through before it is used.
 _SHAPES = jx.words("broadcast_in_dim convert_element_type reshape squeeze copy pvary pcast reshard")
-# Equations that a layer's name may be behind.
-_NAMED_THROUGH = jx.words(
-    "add sub mul div max min clamp select_n convert_element_type custom_jvp_call jit"
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +46,7 @@ class Site:
     """A group of equations with one active input and one output.
 
     Attributes:
-        kind: "conv", "dense", "average" (a product with fixed non-negative weights: pooling or
+        kind: "conv", "dense", "average" (a product with fixed shares for weights: pooling or
             resizing), "relu", "relu6", "leaky_relu", "max_pool", another activation's name, or a
             primitive's.
         equations: their indices, in order.
@@ -98,7 +93,6 @@ class Reader:
     ):
         self.program, self.active, self.dependent, self.cuts = program, active, dependent, cuts
         self.producers, self.consumers = program.producers(), program.consumers()
-        self._fixed: set[int] | None = None
 
     def is_active(self, atom: Atom) -> bool:
         """Say whether an operand is a floating-point function of what is explained."""
@@ -127,12 +121,9 @@ class Reader:
             if equation is None or equation.name not in _SHAPES:
                 return None
             atom = equation.inputs[0]
-        value = atom.value
-        if isinstance(value, Tracer) or not getattr(value, "is_fully_addressable", True):
+        if not signs.is_known(atom):
             return None
-        if not jnp.issubdtype(jnp.result_type(value), np.number):
-            return None
-        values = np.asarray(value)
+        values = np.asarray(atom.value)
         if values.size == 0:
             return None
         low, high = float(values.min()), float(values.max())
@@ -289,7 +280,7 @@ class Reader:
         source = equation.inputs[position]
         if sum(flags) != 1 or not self.is_active(source):
             return None
-        if self.averages(equation.inputs[1 - position]):
+        if self._averages(equation, 1 - position):
             return self._site("average", [index], source)
         if equation.name == "conv_general_dilated":
             if position != 0 or equation.params["batch_group_count"] != 1:
@@ -304,13 +295,30 @@ class Reader:
         steps = [index, *(t.equation for t in tail)]
         return self._site(kind, steps, source, axis=axis, tail=tuple(tail))
 
-    def averages(self, weight: Atom) -> bool:
-        """Say whether a product's weights are no parameters and provably non-negative."""
-        if isinstance(weight, Constant):
-            return signs.constant(weight)
-        if self._fixed is None:
-            self._fixed = signs.fixed(self.program) & signs.nonnegative(self.program, ())
-        return weight in self._fixed
+    def _averages(self, equation: Equation, position: int) -> bool:
+        """Say whether a product pools or resizes: its weights are fixed and shares of one."""
+        weight = self._fixed_value(equation.inputs[position])
+        if weight is None or not np.all(weight >= 0):
+            return False
+        if equation.name == "conv_general_dilated":
+            kept = equation.params["dimension_numbers"].rhs_spec[0]
+            axes = tuple(d for d in range(weight.ndim) if d != kept)
+        else:
+            axes = tuple(equation.params["dimension_numbers"][0][position])
+        return bool(np.allclose(weight.sum(axes), 1, atol=1e-3))
+
+    def _fixed_value(self, atom: Atom) -> np.ndarray | None:
+        """Return the value of an operand that depends on no input, if it can be known."""
+        while (equation := self.producer(atom)) is not None and equation.name in ("pvary", "pcast"):
+            atom = equation.inputs[0]
+        if isinstance(atom, Constant):
+            return np.asarray(atom.value) if signs.is_known(atom) else None
+        needed, inputs = jx.ancestors(self.program, [atom])
+        operands = [a for i in needed for a in self.program.equations[i].inputs]
+        if inputs or not all(signs.is_known(a) for a in operands if isinstance(a, Constant)):
+            return None
+        with ensure_compile_time_eval():
+            return np.asarray(jx.evaluate(self.program, {}, [atom], equations=needed)[0])
 
     def _tail(self, variable: int, axis: int | None) -> list[Tail]:
         """Follow the only consumer while it shifts, scales whole channels, or rearranges."""
@@ -378,62 +386,6 @@ class Reader:
             return None
         rank = sum(n > 1 for n in old[:axis])
         return [d for d, n in enumerate(new) if n > 1][rank]
-
-    # -- names -------------------------------------------------------------------------------------
-
-    def labels(self, names: Mapping[int, str], sites: Mapping[int, Site]) -> dict[int, str]:
-        """Name every site.
-
-        A site is called like the first named tensor behind it, of a convolution or dense layer even
-        behind its activation; else like its module; else by what is before it.
-        """
-        tags = {
-            e.outputs[0]: str(e.params["name"]) for e in self.program.equations if e.name == "name"
-        }
-        named = dict(names) | tags
-        found: dict[int, str] = {}
-        behind: dict[int, str] = {}  # variable -> the name of the last layer before it
-        for index, equation in enumerate(self.program.equations):
-            sources = [a for a in equation.inputs if isinstance(a, int)]
-            here = before = next((behind[a] for a in sources if a in behind), None)
-            if index in sites:
-                site = sites[index]
-                first = self.program.equations[site.equations[0]]
-                name = self._name_behind(site, named, sites) or _module_path(first)
-                if name is None:
-                    name = f"{site.kind} after {before}" if before else f"{site.kind} {index}"
-                found[index], here = name, before if " after " in name else name
-            for variable in equation.outputs:
-                here = named.get(variable, here)
-                if here is not None:
-                    behind[variable] = here
-        return found
-
-    def _name_behind(
-        self, site: Site, named: Mapping[int, str], sites: Mapping[int, Site]
-    ) -> str | None:
-        """Follow the only consumers of a site's product until a tensor has a name."""
-        variable = self.program.equations[site.equations[0]].outputs[0]
-        rectified = site.kind not in AFFINE
-        while True:
-            if variable in named:
-                return named[variable]
-            index = self.only_consumer(variable)
-            if index is None:
-                return None
-            equation = self.program.equations[index]
-            passes = equation.name in _NAMED_THROUGH or equation.name in LAYOUT
-            joins = sum(self.is_active(a) for a in set(equation.inputs) if isinstance(a, int)) > 1
-            other = index in sites and index not in site.equations
-            if not passes or (joins and not other) or (other and rectified):
-                return None
-            rectified = rectified or other
-            variable = equation.outputs[0]
-
-
-def _module_path(equation: Equation) -> str | None:
-    """Return the path that Linen and Haiku leave, without the outermost module."""
-    return ".".join(equation.scope.split("/")[1:]) or None
 
 
 def _dense_axis(program: Program, equation: Equation, operand: int) -> int | None:

@@ -34,7 +34,9 @@ def nonnegative(program: Program, rectifiers: Collection[int]) -> set[int]:
     found: set[int] = set()
 
     def known(atom: Atom) -> bool:
-        return atom in found if isinstance(atom, int) else constant(atom)
+        if isinstance(atom, int):
+            return atom in found
+        return is_known(atom) and bool(np.all(np.asarray(atom.value) >= 0))
 
     for index, equation in enumerate(program.equations):
         rectified = index in rectifiers
@@ -47,14 +49,13 @@ def nonnegative(program: Program, rectifiers: Collection[int]) -> set[int]:
     return found
 
 
-def constant(atom: Constant) -> bool:
-    """Say whether an array is known and nowhere negative."""
+def is_known(atom: Constant) -> bool:
+    """Say whether a constant is an array of numbers that can be looked at now."""
     value = atom.value
     if isinstance(value, Tracer) or not getattr(value, "is_fully_addressable", True):
         return False
-    if not jnp.issubdtype(jnp.result_type(value), np.number):
-        return False
-    return bool(np.all(np.asarray(value) >= 0))
+    dtype = jnp.result_type(value)
+    return jnp.issubdtype(dtype, np.number) or jnp.issubdtype(dtype, np.bool_)
 
 
 def _proved(equation: Equation, known: Callable[[Atom], bool]) -> bool:
@@ -92,13 +93,3 @@ def _proved(equation: Equation, known: Callable[[Atom], bool]) -> bool:
     if name in _TOGETHER:
         return all(known(a) for a in inputs)
     return False
-
-
-def fixed(program: Program) -> set[int]:
-    """Return the variables that depend on no input of the program."""
-    inputs = set(program.inputs)
-    moving = set(inputs)
-    for equation in program.equations:
-        if any(isinstance(a, int) and a in moving for a in equation.inputs):
-            moving.update(equation.outputs)
-    return {v for e in program.equations for v in e.outputs} - moving

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from jaxplain.trace import jaxpr as jx
 from jaxplain.trace.jaxpr import Atom, Equation, Program
+from jaxplain.trace.labels import labels
 from jaxplain.trace.patterns import (
     AFFINE,
     LAYOUT,
@@ -118,12 +119,12 @@ def survey(
             claimed.update(site.equations)
     ends = _Ends(program, sites, active, set(after), set(before))
     inside = ends.inside(dependents)
-    labels = reader.labels(names or {}, sites)
+    layers = labels(reader, names or {}, sites)
     positive = nonnegative(program, {i for i, s in sites.items() if s.kind in RECTIFIERS})
     for index, site in sites.items():
         sites[index] = dataclasses.replace(
             site,
-            layer=labels[index],
+            layer=layers[index],
             first=index in ends.firsts,
             last=index in ends.lasts,
             nonnegative=site.input in positive,

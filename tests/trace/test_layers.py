@@ -401,3 +401,34 @@ def test_nnx_names():
     assert [layer.name for layer in model.layers()] == [
         "blocks.0", "norm#0", "blocks.1", "norm#1", "head",
     ]  # fmt: skip
+
+
+RECTIFIERS = [
+    jax.nn.relu,
+    lambda x: x * (x > 0),
+    lambda x: jnp.where(x > 0, x, 0),
+    lambda x: jnp.where(x > 0, x, 0.1 * x),
+    lambda x: jnp.clip(x, 0, 6),
+]
+
+
+@pytest.mark.parametrize("relu", RECTIFIERS)
+def test_sites_are_called_like_the_tensor_behind_them(relu):
+    def apply(p, x):
+        x = checkpoint_name(relu(conv(x) + 1), "one")
+        left = relu(conv(x))
+        x = checkpoint_name(relu(conv(x) + left), "two")
+        x = checkpoint_name(nn.max_pool(x, (2, 2), (2, 2)), "pool")
+        return relu(x.mean((1, 2)) @ p) @ jnp.ones((3, 3))
+
+    model = of(apply, array(2, 2, 3))
+    run = jax.eval_shape(
+        lambda x: backpropagate(model, x, jnp.array([0, 1]), R.lrp_epsilon()), IMAGES
+    )
+    kind = next(s.kind for s in run.audit.sites if s.kind not in ("conv", "dense"))
+    assert [(s.layer, s.kind) for s in run.audit.sites] == [
+        ("one", "conv"), ("one", kind),
+        ("conv after one", "conv"), (f"{kind} after one", kind),
+        ("conv after one", "conv"), ("two", kind), ("pool", "max_pool"),
+        ("dense after pool", "dense"), (f"{kind} after pool", kind), ("dense after pool", "dense"),
+    ]  # fmt: skip
