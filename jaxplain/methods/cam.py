@@ -21,6 +21,7 @@ from jaxplain.scores import Score, score_fn
 from jaxplain.trace import Audit, backpropagate
 from jaxplain.trace import jaxpr as jx
 from jaxplain.trace.layers import Traced, trace_model
+from jaxplain.trace.patterns import LINEAR_KINDS
 from jaxplain.trace.rules import GUIDED_BACKPROP
 from jaxplain.trace.sites import nonlinearity, survey
 
@@ -216,7 +217,7 @@ def _check_averaged(traced: Traced, layer: str) -> None:
     channels = program.avals[variable].shape[-1]
     found = survey(program, [variable])
     products = [s for s in found.sites.values() if s.kind in ("conv", "dense")]
-    bent = [s.kind for s in found.sites.values() if s.kind not in ("conv", "dense")]
+    bent = [s.kind for s in found.sites.values() if s.kind not in LINEAR_KINDS]
     bent += [
         e.name
         for i, e in enumerate(program.equations)
