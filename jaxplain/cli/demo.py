@@ -187,7 +187,8 @@ def explain_exhibit(
             )
     correct = chances.argmax(1) == shown.labels
     entries = [
-        facts.entry(METHODS[name], maps, model.default_layer) for name, maps in found.items()
+        facts.entry(METHODS[name], maps, METHODS[name].layer_read(model))
+        for name, maps in found.items()
     ]
     return Section(
         title=exhibit.title,

@@ -100,7 +100,7 @@ def run(request: Request) -> None:
         ),
         class_names=model.class_names,
         methods=[
-            facts.entry(METHODS[name], maps, shown_layer(model, request.layer))
+            facts.entry(METHODS[name], maps, METHODS[name].layer_read(model, request.layer))
             for name, maps in found.items()
         ],
         cases=make_cases(pictures, chances, targets, found),
@@ -303,11 +303,6 @@ def write_npz(
                 arrays[f"{kind}/{name}"] = values.reshape(*shape, *values.shape[1:])
     with replacing(path) as part, part.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-
-
-def shown_layer(model: "Model", layer: str | None) -> str | None:
-    """Return what the report gives as the layer of layered methods."""
-    return layer or model.default_layer
 
 
 def described(target: str, model: "Model") -> str:

@@ -49,7 +49,7 @@ def entry(method: "Method", maps: "Maps | None", layer: str | None) -> MethodEnt
         summary=method.summary,
         reference=method.reference,
         options=", ".join(f"{name} = {value}" for name, value in method.options),
-        layer=layer if method.layered else None,
+        layer=layer,
         seconds=maps.seconds if maps else None,
         compile_seconds=maps.compile_seconds if maps else None,
         audit=maps.audit if maps else (),

@@ -133,6 +133,7 @@ _TABLE = (
         "Probability that a walk from the class down its exciting connections ends here.",
         "Zhang et al. 2016, arXiv:1608.00507",
         layered=True,
+        evidence=True,
     ),
     Method(
         "contrastive_excitation_backprop",
@@ -142,6 +143,7 @@ _TABLE = (
         "The same, minus the walk from everything that is not the class.",
         "Zhang et al. 2016, arXiv:1608.00507",
         layered=True,
+        evidence=True,
     ),
     Method(
         "lrp_epsilon_plus",

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from jaxplain.model import Model, check_differentiable, check_images
@@ -45,9 +47,14 @@ def check_inputs(model: Model, images: Any, targets: Any) -> tuple[jax.Array, ja
 
     Raises:
         TypeError: images that are not floats, targets that are not integers.
-        ValueError: wrong shapes, or a target that the model does not have.
+        ValueError: wrong shapes, NaN or infinity in an image, or a target that the model does not
+            have.
     """
     images = check_images(images, model)
+    if not isinstance(images, Tracer):
+        broken = ~np.asarray(jnp.isfinite(images).all((1, 2, 3)))
+        if broken.any():
+            raise ValueError(f"images hold NaN or infinity, first in image {broken.argmax()}")
     # The shape is cached by jit, so that looking costs nothing from the second call on.
     return images, check_targets(targets, _logits.eval_shape(model, images))
 
@@ -120,6 +127,7 @@ class Method:
         reference: paper.
         random: takes `key`.
         layered: takes `layer`.
+        evidence: reads the model's `evidence_layer` rather than its `default_layer`.
         signed: negative values mean evidence against.
         gradient: needs derivatives; False for what works on any black box.
         options: what `explain` passes besides.
@@ -133,6 +141,7 @@ class Method:
     reference: str
     random: bool = False
     layered: bool = False
+    evidence: bool = False
     signed: bool = False
     gradient: bool = True
     options: tuple[tuple[str, Any], ...] = ()
@@ -178,8 +187,18 @@ class Method:
             heatmap = resize_maps(heatmap, size)  # type: ignore[arg-type]
         stderr = fields.get("stderr")
         if stderr is not None and stderr.ndim == 4:
-            stderr = jnp.sqrt((stderr**2).sum(-1))
+            # The map shows each pixel's strongest channel: its error is that channel's.
+            strongest = jnp.abs(fields["attribution"]).argmax(-1)[..., None]
+            stderr = jnp.take_along_axis(stderr, strongest, -1)[..., 0]
         return Explanation(heatmap, fields.get("audit"), stderr, fields.get("gap"))
+
+    def layer_read(self, model: Model, layer: str | None = None) -> str | None:
+        """Return the layer that `explain` reads, or None for methods that read none.
+
+        Raises:
+            ValueError: `layer` is None, and the model has no choice of its own.
+        """
+        return map_layer(model, layer, evidence=self.evidence) if self.layered else None
 
     def inapplicable(self, model: Model, *, layer: str | None = None) -> str | None:
         """Return why the method cannot explain this model, or None; nothing is computed."""

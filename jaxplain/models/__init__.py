@@ -209,6 +209,7 @@ def _model(
         class_names=class_names,
         name=architecture.name,
         default_layer=architecture.default_layer,
+        evidence_layer=architecture.evidence_layer,
     )
 
 

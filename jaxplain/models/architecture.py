@@ -34,8 +34,6 @@ class Architecture:
         num_classes: classes unless weights or the user say otherwise.
         preprocessing: of pictures, unless the weights bring their own.
         default_layer: the last layer with positions, which Grad-CAM explains.
-        contrast_layer: the layer just before the last dense one, where contrastive excitation
-            backprop takes its difference.
         evidence_layer: the layer at which excitation backprop reads its map.
         weights: what is published, by the name that `load_model` takes: {"shipped": a file in the
             package} or {"imagenet": a file that can be downloaded}.
@@ -51,7 +49,6 @@ class Architecture:
     num_classes: int
     preprocessing: Preprocessing
     default_layer: str
-    contrast_layer: str
     evidence_layer: str
     weights: Mapping[str, str] = dataclasses.field(default_factory=dict)
     class_names: tuple[str, ...] = ()

@@ -124,7 +124,6 @@ def _flowers(name: str, evidence: str, classes: int) -> Architecture:
         num_classes=classes,
         preprocessing=Preprocessing((112, 112), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
         default_layer="conv4",
-        contrast_layer="avgpool",
         evidence_layer="pool2",
         weights={"shipped": f"{name}.safetensors"},
     )
@@ -142,7 +141,6 @@ ARCHITECTURES = (
         num_classes=10,
         preprocessing=Preprocessing((28, 28), (0.2,), (0.3,)),
         default_layer="conv2",
-        contrast_layer="avgpool",
         evidence_layer="pool1",
         weights={"shipped": "digits.safetensors"},
     ),

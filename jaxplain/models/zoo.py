@@ -28,7 +28,6 @@ def _architecture(
     network: Network,
     *,
     default_layer: str,
-    contrast_layer: str,
     evidence_layer: str,
     preprocessing: Preprocessing | None = None,
 ) -> Architecture:
@@ -40,7 +39,6 @@ def _architecture(
         num_classes=network.num_classes,
         preprocessing=preprocessing or (published[0].preprocessing if published else IMAGENET),
         default_layer=default_layer,
-        contrast_layer=contrast_layer,
         evidence_layer=evidence_layer,
         weights={file.name: file.file for file in published},
         class_names=imagenet.class_names(),
@@ -55,7 +53,6 @@ def _vgg(depth: int, batch_norm: bool) -> Architecture:
         f"VGG, {depth} layers{' with batch norm' if batch_norm else ''}",
         VGG(depth=depth, batch_norm=batch_norm),
         default_layer=f"conv5_{CONVOLUTIONS[depth][-1]}",
-        contrast_layer="fc7",
         evidence_layer="pool4",
     )
 
@@ -66,7 +63,6 @@ def _resnet(depth: int) -> Architecture:
         f"ResNet, {depth} layers",
         ResNet(depth=depth),
         default_layer="layer4",
-        contrast_layer="avgpool",
         evidence_layer="layer3",
     )
 
@@ -77,7 +73,6 @@ ARCHITECTURES = (
         "AlexNet, torchvision's single tower",
         AlexNet(),
         default_layer="conv5",
-        contrast_layer="fc7",
         evidence_layer="pool2",
     ),
     _architecture(
@@ -85,7 +80,6 @@ ARCHITECTURES = (
         "VGG-F (CNN-F), MatConvNet's; weights from its imagenet-vgg-f.mat",
         VGGF(),
         default_layer="conv5",
-        contrast_layer="fc7",
         evidence_layer="pool2",
         preprocessing=VGG_F,
     ),
@@ -95,7 +89,6 @@ ARCHITECTURES = (
         "GoogLeNet (Inception-V1) with batch norm",
         GoogLeNet(),
         default_layer="inception5b",
-        contrast_layer="avgpool",
         evidence_layer="maxpool2",
     ),
     _architecture(
@@ -103,7 +96,6 @@ ARCHITECTURES = (
         "Inception-V3, 299 x 299 pixels",
         InceptionV3(),
         default_layer="Mixed_7c",
-        contrast_layer="avgpool",
         evidence_layer="maxpool2",
     ),
     *(_resnet(depth) for depth in (18, 34, 50, 101, 152)),

@@ -146,6 +146,7 @@ def test_other_class_gives_another_map(method, model, images):
         ({"images": jnp.ones((12, 10, 3))}, ValueError, "images have shape"),
         ({"images": jnp.ones((3, 12, 10, 1))}, ValueError, "1 channels"),
         ({"images": jnp.ones((3, 12, 10, 3), jnp.uint8)}, TypeError, "uint8"),
+        ({"images": jnp.ones((3, *SIZE)).at[1, 0, 0].set(jnp.nan)}, ValueError, "in image 1"),
         ({"targets": jnp.array([0, 1])}, ValueError, "targets have shape"),
         ({"targets": jnp.array([0, 1, 4])}, ValueError, "4 classes"),
         ({"targets": jnp.array([0, -1, 1])}, ValueError, "4 classes"),

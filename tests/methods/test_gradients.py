@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from jaxplain.methods import integrated_gradients, saliency, smooth_grad
+from jaxplain.methods import METHODS, integrated_gradients, saliency, smooth_grad
 from jaxplain.model import Model
 
 SHAPE = (2, 5, 4, 3)
@@ -119,3 +119,12 @@ def test_smooth_grad_refuses_bad_options(options, message):
 def test_integrated_gradients_refuse_bad_options(options, message):
     with pytest.raises((ValueError, TypeCheckError), match=message):
         integrated_gradients(_power(2), X, T, **options)
+
+
+def test_standard_error_of_the_map_is_that_of_the_channel_it_shows():
+    model, key = _power(2), jax.random.key(3)
+    found = smooth_grad(model, X, T, key=key, samples=16)
+    shown = METHODS["smooth_grad"].explain(model, X, T, key=key)
+    for b, h, w in np.ndindex(shown.heatmap.shape):
+        channel = np.argmax(np.abs(found.attribution[b, h, w]))
+        np.testing.assert_allclose(shown.stderr[b, h, w], found.stderr[b, h, w, channel], rtol=1e-5)

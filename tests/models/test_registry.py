@@ -11,7 +11,7 @@ from jaxplain.models.lenet import LeNet
 from jaxplain.models.weights import store
 from jaxplain.preprocessing import Preprocessing
 
-LAYERED = ("default_layer", "contrast_layer", "evidence_layer")
+LAYERED = ("default_layer", "evidence_layer")
 SHIPPED_MODELS = [name for name, row in MODELS.items() if SHIPPED in row.weights]
 # One of each kind: tracing all of them takes longer than it tells.
 TRACED = [*SHIPPED_MODELS, "alexnet", "vgg11", "googlenet", "resnet18"]
@@ -173,7 +173,6 @@ def test_weights_of_others_reach_the_rows_own_reader(monkeypatch):
         num_classes=2,
         preprocessing=Preprocessing((8, 8), (0.0,), (1.0,)),
         default_layer="conv2",
-        contrast_layer="avgpool",
         evidence_layer="pool1",
         weights={"elsewhere": "own.bin"},
         foreign=foreign,
@@ -189,3 +188,10 @@ def test_an_outline_has_shapes_only():
     model = outline("vgg16")
     assert parameter_count(model) == 138_357_544  # torchvision's count
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(model.params))
+
+
+@pytest.mark.parametrize("name", ["digits", "an8flower-single-6c", "an8flower-double-12c"])
+def test_the_model_knows_the_layers_of_its_architecture(name):
+    model, architecture = load_model(name), MODELS[name]
+    assert model.default_layer == architecture.default_layer
+    assert model.evidence_layer == architecture.evidence_layer

@@ -26,7 +26,6 @@ def test_the_layers_that_methods_use_exist(name):
     names = layer_names(architecture.build(1000), architecture.input_shape[0])
     for layer in (
         architecture.default_layer,
-        architecture.contrast_layer,
         architecture.evidence_layer,
     ):
         assert layer in names
