@@ -284,16 +284,17 @@ def each(
         solve: one problem, from its Gram matrix and its part of `rest`.
         gram: (d, d) or (problems, d, d).
         rest: arrays of one row a problem, or None.
-        chunk: None is 96 with a shared matrix, where wide products pay, and 16 with one each.
+        chunk: None is 96 with a shared matrix, where wide products pay. With a matrix each it is 1
+            on a CPU, whose cache then holds the problem, and 64 elsewhere.
     """
     shared = gram.ndim == 2
     data = rest if shared else (gram, *rest)
     one = functools.partial(solve, gram) if shared else solve
     count = rest[0].shape[0]
-    chunk = chunk or (96 if shared else 16)
+    chunk = chunk or (96 if shared else 1 if jax.default_backend() == "cpu" else 64)
     if count == 1:
         return jax.tree.map(lambda x: x[None], one(*jax.tree.map(lambda x: x[0], data)))
-    many = jax.vmap(one)
+    many = jax.vmap(one) if chunk > 1 else _unbatched(one)
     if count <= chunk:
         return many(*data)
 
@@ -312,6 +313,15 @@ def each(
     shapes = jax.eval_shape(many, *jax.tree.map(lambda x: x[:1], data))
     empty = jax.tree.map(lambda x: jnp.zeros((count, *x.shape[1:]), x.dtype), shapes)
     return lax.fori_loop(0, -(-count // chunk), more, empty)
+
+
+def _unbatched(one: Callable[..., Solution]) -> Callable[..., Solution]:
+    """Batches of one without the selects that vmap puts into loops."""
+
+    def solve(*part: Any) -> Solution:
+        return jax.tree.map(lambda x: x[None], one(*jax.tree.map(lambda x: x[0], part)))
+
+    return solve
 
 
 def with_ridge(matrix: Array, ridge: Array) -> Array:

@@ -54,8 +54,8 @@ def mu_lasso(
         tolerance: relative gap that counts as converged; None is ε^⅔ of the dtype. Relative to
             |q·w| + ½ wᵀQw, the part of the objective that the solution explains.
         max_steps: limit on the iterations of each class.
-        chunk: classes solved side by side; None is 96 with a shared Gram matrix and 16 with one
-            each. Chunks bound the memory, and classes do not wait for those of other chunks.
+        chunk: classes solved side by side, which bounds the memory; None is 96 with a shared Gram
+            matrix; with one each it is 1 on a CPU and 64 elsewhere.
 
     Returns:
         Solution with `value` like `corr`, exact zeros included. `gap` bounds the true
