@@ -91,12 +91,12 @@ class Model:
     default_layer: str | None = None
     evidence_layer: str | None = None
 
-    def __call__(self, images: jax.Array, **edits: Any) -> jax.Array:
+    def __call__(self, images: jax.typing.ArrayLike, **edits: Any) -> jax.Array:
         """Return the logits (B, classes) of `images` (B, H, W, C).
 
         Keyword arguments reach `apply`: the networks of this package take `gates` and `masks`.
         """
-        return self.apply(self.params, images, **edits)
+        return self.apply(self.params, jnp.asarray(images), **edits)
 
     def __eq__(self, other: object) -> bool:
         """Say whether two models are made of the same arrays and equal descriptions."""

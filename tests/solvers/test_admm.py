@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import best_lasso, smooth, stacked
+from solver_problems import best_lasso, smooth, stacked
 
 from jaxplain.solvers import admm, lasso
 from jaxplain.solvers.loop import default_tolerance

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from problems import best_lasso, smooth, stacked
+from solver_problems import best_lasso, smooth, stacked
 
 from jaxplain.solvers import lasso, mu_lasso, spg
 from jaxplain.solvers.loop import default_tolerance
