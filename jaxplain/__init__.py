@@ -34,6 +34,7 @@ from jaxplain.trace import (
     rules,
     split,
 )
+from jaxplain.trace.folding import fold_batch_norm
 
 __all__ = [
     "METHODS",
@@ -56,6 +57,7 @@ __all__ = [
     "edit",
     "excitation_backprop",
     "find_method",
+    "fold_batch_norm",
     "grad_cam",
     "gradient",
     "guided_backprop",

@@ -262,7 +262,7 @@ def _tagged(module: Any, path: str = "") -> Any:
         return module
     tagging = _tagging(type(module))
     tagged = object.__new__(tagging)
-    for field in dataclasses.fields(module):
+    for field in dataclasses.fields(type(module)):
         object.__setattr__(tagged, field.name, getattr(module, field.name))
     object.__setattr__(tagged, _PATH, path)
     return tagged

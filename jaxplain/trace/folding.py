@@ -20,7 +20,7 @@ from jaxplain.trace import jaxpr as jx
 from jaxplain.trace.affine import site_values
 from jaxplain.trace.jaxpr import Atom, Constant, Equation, Program
 from jaxplain.trace.layers import INPUT, Traced, trace_model
-from jaxplain.trace.patterns import AFFINE, LAYOUT, PRODUCTS, Reader, Site
+from jaxplain.trace.patterns import AFFINE, LAYOUT, PRODUCTS, Site
 from jaxplain.trace.sites import Survey, survey
 
 # How a standard deviation is made of a variance.
@@ -73,7 +73,7 @@ def fold_batch_norm(model: Model, *, image_shape: tuple[int, int, int] | None = 
     _check(model, traced.program, found, sites)
     plans = tuple(_plan(traced.program, site) for site in sites)
     rewritten = _rewrite(traced, sites)
-    weights = _weights(traced, model.params, sites)
+    weights = jax.jit(lambda params: _weights(traced, params, sites))(model.params)
     leaves, structure = jax.tree.flatten(model.params)
     _, needed = jx.ancestors(rewritten.program, rewritten.program.outputs)
     paths = tuple(
@@ -109,9 +109,39 @@ def _unique(names: Sequence[str]) -> tuple[str, ...]:
 # -- what is a batch norm --------------------------------------------------------------------------
 
 
+class _Made(NamedTuple):
+    """Variables that do not depend on the image.
+
+    Attributes:
+        arrays: made of parameters or other arrays, not of numbers alone.
+        deviations: those of them that went through a square root.
+    """
+
+    arrays: set[Atom]
+    deviations: set[Atom]
+
+    def varies(self, program: Program, atom: Atom) -> bool:
+        """Say whether an operand is made of arrays."""
+        if isinstance(atom, Constant):
+            return math.prod(jx.shape(program, atom)) > 1
+        return atom in self.arrays
+
+
+def _made(program: Program, found: Survey) -> _Made:
+    made = _Made(set(program.inputs), set())
+    for equation in program.equations:
+        if any(map(found.depends, equation.inputs)):
+            continue
+        if any(made.varies(program, a) for a in equation.inputs):
+            made.arrays.update(equation.outputs)
+            if equation.name in _ROOTS or any(a in made.deviations for a in equation.inputs):
+                made.deviations.update(equation.outputs)
+    return made
+
+
 def _foldable(program: Program, found: Survey) -> list[Site]:
-    """Return the affine sites that scale their channels by more than a number."""
-    reader = Reader(program, set(found.active), set(found.dependent))
+    """Return the affine sites that scale their channels, by more than a number."""
+    made = _made(program, found)
     return [
         site
         for site in found.sites.values()
@@ -120,7 +150,7 @@ def _foldable(program: Program, found: Survey) -> list[Site]:
         and any(
             step.operand is not None
             and program.equations[step.equation].name in ("mul", "div")
-            and reader.constant(step.operand) is None
+            and made.varies(program, step.operand)
             for step in site.tail
         )
     ]
@@ -145,21 +175,13 @@ def _check(model: Model, program: Program, found: Survey, sites: Sequence[Site])
 
 def _normalising(program: Program, found: Survey) -> Iterator[tuple[int, Equation]]:
     """Yield what scales the input's tensors by standard deviations of the model's."""
-    fixed = set(program.inputs)  # and what is made of arrays, but not of the image
-    deviations: set[Atom] = set()
+    deviations = _made(program, found).deviations
     for index, equation in enumerate(program.equations):
-        if any(any(_normalising(p.program, p.survey)) for p in found.inside.get(index, ())):
-            yield index, equation
-        if not any(map(found.depends, equation.inputs)):
-            arrays = [
-                math.prod(jx.shape(program, a)) > 1 if isinstance(a, Constant) else a in fixed
-                for a in equation.inputs
-            ]
-            if any(arrays):
-                fixed.update(equation.outputs)
-                if equation.name in _ROOTS or any(a in deviations for a in equation.inputs):
-                    deviations.update(equation.outputs)
-        elif equation.name in ("mul", "div") and any(a in deviations for a in equation.inputs):
+        inside = found.inside.get(index, ())
+        scales = equation.name in ("mul", "div") and any(map(found.is_active, equation.inputs))
+        if (scales and any(a in deviations for a in equation.inputs)) or any(
+            any(_normalising(part.program, part.survey)) for part in inside
+        ):
             yield index, equation
 
 
@@ -287,7 +309,7 @@ def _moved(
     layer: str | None, traced: Traced, rewritten: _Rewritten, sites: Iterable[Site]
 ) -> str | None:
     """Return a layer that is left, the one that took its place, or None."""
-    if layer not in traced.names or layer in rewritten.names:
+    if layer is None or layer not in traced.names or layer in rewritten.names:
         return layer
     for site in sites:
         if traced.names[layer] in {traced.program.equations[i].outputs[0] for i in site.equations}:
