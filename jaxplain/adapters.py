@@ -262,9 +262,7 @@ def _tagged(module: Any, path: str = "") -> Any:
         return module
     tagging = _tagging(type(module))
     tagged = object.__new__(tagging)
-    for field in dataclasses.fields(type(module)):
-        object.__setattr__(tagged, field.name, getattr(module, field.name))
-    object.__setattr__(tagged, _PATH, path)
+    vars(tagged).update(vars(module), **{_PATH: path})  # Equinox freezes its modules
     return tagged
 
 

@@ -31,9 +31,9 @@ def fold_batch_norm(model: Model, *, image_shape: tuple[int, int, int] | None = 
     """Return the equivalent model without batch norm.
 
     Whatever scales and shifts the channels of a convolution or dense layer is folded into its
-    weights and bias, once. The folded model needs less time and memory, and any method explains
-    it like the original. What stood between a convolution and its batch norm is no tensor of the
-    folded model; `default_layer` and `evidence_layer` move to what the batch norm returned.
+    weights and bias, once. Any method explains the folded model like the original. What stood
+    between a convolution and its batch norm is no tensor of the folded model; `default_layer` and
+    `evidence_layer` move to what the batch norm returned.
 
     Args:
         model: any model, in inference mode.
@@ -49,16 +49,19 @@ def fold_batch_norm(model: Model, *, image_shape: tuple[int, int, int] | None = 
             layer that nothing else reads, or that is inside a loop; no image shape.
 
     Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import jaxplain as jxp
+        >>> from jax.ad_checkpoint import checkpoint_name
         >>> def apply(params, images):
         ...     x = jnp.einsum("bhwc,ck->bhwk", images, params["w"])
         ...     x = (x - params["mean"]) * jax.lax.rsqrt(params["var"] + 1e-5)
-        ...     return jax.nn.relu(x).mean((1, 2))
+        ...     return jax.nn.relu(checkpoint_name(x, "norm")).mean((1, 2))
         >>> params = {"w": jnp.ones((3, 2)), "mean": jnp.ones((1, 1, 1, 2)),
         ...           "var": jnp.full((1, 1, 1, 2), 4.0)}
-        >>> model = Model.from_function(apply, params, input_shape=(8, 8, 3))
-        >>> folded = fold_batch_norm(model)
-        >>> {name: list(weights) for name, weights in folded.params["folded"].items()}
-        {'dense 0': ['kernel', 'bias']}
+        >>> model = jxp.Model.from_function(apply, params, input_shape=(8, 8, 3))
+        >>> folded = jxp.fold_batch_norm(model)
+        >>> folded.params["folded"]["norm"]["kernel"].round(3)[:, 0]
+        Array([0.5, 0.5, 0.5], dtype=float32)
         >>> images = jnp.ones((1, 8, 8, 3))
         >>> bool(jnp.allclose(folded(images), model(images), atol=1e-6))
         True
