@@ -10,7 +10,12 @@ ROOT = Path(__file__).parent
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Sharded code is tested on eight simulated devices; programs that a test starts inherit all this.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+# Tests compile much and compute little, so XLA is told to spend little on making code fast.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    " --xla_llvm_disable_expensive_passes=true",
+)
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"

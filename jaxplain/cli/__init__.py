@@ -22,6 +22,11 @@ EXAMPLES = "[bold]Examples[/bold]\n\n"
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 
+# What becomes one line: what the user can mend, a library that is missing, and too little memory
+# (JAX raises a RuntimeError then).
+FAILURES = (ValueError, TypeError, OSError, ImportError, MemoryError, RuntimeError)
+
+
 class Group(TyperGroup):
     """The program: it turns errors into one line and an exit code."""
 
@@ -37,7 +42,7 @@ class Group(TyperGroup):
             command = context.command_path if context else "jaxplain"
             complain(f"{error.format_message().rstrip('.')}; see {command} --help")  # type: ignore[attr-defined]
             code = 2
-        except (ValueError, TypeError, OSError) as error:
+        except FAILURES as error:
             if "--debug" in given:
                 raise
             complain(_reason(error))

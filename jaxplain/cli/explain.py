@@ -64,11 +64,7 @@ def run(request: Request) -> None:
     from jaxplain.models import load_model, parameter_count
 
     began = time.perf_counter()
-    for path in (request.out, request.npz):
-        if path is not None:
-            check_writable(path)
-    if request.npz is not None and request.npz.absolute() == request.out.absolute():
-        raise ValueError(f"--npz and --out are the same file, {str(request.out)!r}; expected two")
+    check_outputs(request)
     chosen = choose_methods(request.methods, METHODS)
     compilation.keep(option=request.cache)
     model = load_model(request.model, weights=request.weights)
@@ -120,6 +116,26 @@ def run(request: Request) -> None:
     for path in (request.out, request.npz):
         if path is not None:
             say(path)
+
+
+def check_outputs(request: Request) -> None:
+    """Raise unless the outputs can be written, are two files, and replace none that is read.
+
+    Raises:
+        ValueError: two names of one file; links count as what they lead to.
+        OSError: a file cannot be written.
+    """
+    read = {path.resolve(): "one of the pictures" for path in request.pictures}
+    if request.weights is not None and Path(request.weights).exists():
+        read[Path(request.weights).resolve()] = "the file of weights"
+    for option, path in (("--out", request.out), ("--npz", request.npz)):
+        if path is None:
+            continue
+        check_writable(path)
+        if path.resolve() in read:
+            what = read[path.resolve()]
+            raise ValueError(f"{option} {str(path)!r} is {what}, which it would replace")
+        read[path.resolve()] = f"also {option}"
 
 
 def choose_methods(text: str, known: Mapping[str, "Method"]) -> list["Method"]:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxplain.methods.method import explainer, map_layer, resize_maps
+from jaxplain.methods.method import explainer, map_layer, no_positions, resize_maps
 from jaxplain.model import Model
 from jaxplain.scores import Score, score_fn
 from jaxplain.trace import Audit, backpropagate
@@ -41,9 +41,7 @@ def _behind(
     program, variable = traced.program, traced.variable(layer)
     shape = program.avals[variable]
     if len(shape.shape) != 4:
-        raise ValueError(
-            f"layer {layer!r} has shape {shape.shape}; a class activation map needs (B, h, w, K)"
-        )
+        raise ValueError(no_positions(layer, shape.shape))
 
     def run(change: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         logits, activation = jx.evaluate(
@@ -71,6 +69,8 @@ def grad_cam(
 ) -> Float[Array, "b y x"]:
     """Return the Grad-CAM of each target.
 
+    Selvaraju et al. 2017, arXiv:1610.02391, equations (1) and (2).
+
     Args:
         model: any model.
         images: (B, H, W, C) preprocessed floats.
@@ -88,10 +88,11 @@ def grad_cam(
         ValueError: no such layer, or one without positions.
 
     Example:
+        >>> import jax, jax.numpy as jnp
         >>> import jaxplain as jxp
         >>> model = jxp.load_model("digits")
         >>> images, targets = jnp.ones((1, 28, 28, 1)), jnp.array([3])
-        >>> grad_cam(model, images, targets, layer="pool1", upsample=False).shape
+        >>> jxp.grad_cam(model, images, targets, layer="pool1", upsample=False).shape
         (1, 12, 12)
     """
     layer = map_layer(model, layer)
@@ -135,6 +136,8 @@ def guided_grad_cam(
 ) -> GuidedGradCam:
     """Return guided backprop times the upsampled Grad-CAM.
 
+    Selvaraju et al. 2017, arXiv:1610.02391.
+
     Args:
         model: any model.
         images: (B, H, W, C) preprocessed floats.
@@ -153,9 +156,10 @@ def guided_grad_cam(
         ValueError: as `grad_cam`.
 
     Example:
+        >>> import jax, jax.numpy as jnp
         >>> import jaxplain as jxp
         >>> model = jxp.load_model("digits")
-        >>> guided_grad_cam(model, jnp.ones((1, 28, 28, 1)), jnp.array([3])).attribution.shape
+        >>> jxp.guided_grad_cam(model, jnp.ones((1, 28, 28, 1)), jnp.array([3])).attribution.shape
         (1, 28, 28, 1)
     """
     guided = backpropagate(model, images, targets, GUIDED_BACKPROP, score=score, strict=strict)
@@ -175,6 +179,8 @@ def cam(
     upsample: bool = True,
 ) -> Float[Array, "b y x"]:
     """Return the class activation map: what every position adds to the target's logit.
+
+    Zhou et al. 2016, arXiv:1512.04150.
 
     In the map, contributions are multiplied by the number of positions, so that their mean is the
     logit up to the bias.
@@ -197,9 +203,10 @@ def cam(
         ValueError: no such layer, or a network of another form.
 
     Example:
+        >>> import jax, jax.numpy as jnp
         >>> import jaxplain as jxp
         >>> model = jxp.load_model("an8flower-single-6c")
-        >>> cam(model, jnp.ones((1, 112, 112, 3)), jnp.array([3])).shape
+        >>> jxp.cam(model, jnp.ones((1, 112, 112, 3)), jnp.array([3])).shape
         (1, 112, 112)
     """
     layer = map_layer(model, layer)

@@ -59,6 +59,8 @@ def gradient(
 ) -> Float[Array, "b h w c"]:
     """Return the gradient of the target's score with respect to the image.
 
+    Simonyan et al. 2014, arXiv:1312.6034.
+
     Args:
         model: any model.
         images: (B, H, W, C) preprocessed floats.
@@ -73,8 +75,10 @@ def gradient(
         TypeError, ValueError: images, targets or score are not what is expected.
 
     Example:
+        >>> import jax, jax.numpy as jnp
         >>> import jaxplain as jxp
-        >>> gradient(jxp.load_model("digits"), jnp.ones((2, 28, 28, 1)), jnp.array([3, 5])).shape
+        >>> model = jxp.load_model("digits")
+        >>> jxp.gradient(model, jnp.ones((2, 28, 28, 1)), jnp.array([3, 5])).shape
         (2, 28, 28, 1)
     """
     return _gradient(model, images, targets, score)
@@ -90,6 +94,8 @@ def saliency(
 ) -> Float[Array, "b h w"]:
     """Return the largest absolute gradient over the channels of each pixel.
 
+    Simonyan et al. 2014, arXiv:1312.6034, section 3.1.
+
     Args:
         model: any model.
         images: (B, H, W, C) preprocessed floats.
@@ -100,8 +106,9 @@ def saliency(
         (B, H, W), non-negative.
 
     Example:
+        >>> import jax, jax.numpy as jnp
         >>> import jaxplain as jxp
-        >>> saliency(jxp.load_model("digits"), jnp.ones((1, 28, 28, 1)), jnp.array([3])).shape
+        >>> jxp.saliency(jxp.load_model("digits"), jnp.ones((1, 28, 28, 1)), jnp.array([3])).shape
         (1, 28, 28)
     """
     return jnp.abs(_gradient(model, images, targets, score)).max(-1)
@@ -117,6 +124,8 @@ def input_x_gradient(
 ) -> Float[Array, "b h w c"]:
     """Return image times gradient: every pixel's first-order contribution against a zero image.
 
+    Shrikumar et al. 2016, arXiv:1605.01713.
+
     Args:
         model: any model.
         images: (B, H, W, C) preprocessed floats.
@@ -127,9 +136,10 @@ def input_x_gradient(
         (B, H, W, C), in score.
 
     Example:
+        >>> import jax, jax.numpy as jnp
         >>> import jaxplain as jxp
         >>> model = jxp.load_model("digits")
-        >>> float(abs(input_x_gradient(model, jnp.zeros((1, 28, 28, 1)), jnp.array([3]))).max())
+        >>> float(abs(jxp.input_x_gradient(model, jnp.zeros((1, 28, 28, 1)), jnp.array([3]))).max())
         0.0
     """
     return images * _gradient(model, images, targets, score)
@@ -193,6 +203,8 @@ def smooth_grad(
 ) -> SmoothGrad:
     r"""Return a statistic of the gradient over noisy copies of the image, with its standard error.
 
+    Smilkov et al. 2017, arXiv:1706.03825.
+
     Args:
         model: any model.
         images: (B, H, W, C) preprocessed floats.
@@ -214,10 +226,11 @@ def smooth_grad(
         ValueError: fewer than two samples, a chunk below 1, an unknown kind.
 
     Example:
+        >>> import jax, jax.numpy as jnp
         >>> import jaxplain as jxp
         >>> model = jxp.load_model("digits")
         >>> images, targets = jnp.ones((1, 28, 28, 1)), jnp.array([3])
-        >>> found = smooth_grad(model, images, targets, key=jax.random.key(0), samples=4)
+        >>> found = jxp.smooth_grad(model, images, targets, key=jax.random.key(0), samples=4)
         >>> found.attribution.shape, found.stderr.shape
         ((1, 28, 28, 1), (1, 28, 28, 1))
     """
@@ -285,6 +298,8 @@ def integrated_gradients(
 ) -> IntegratedGradients:
     """Return the integrated gradient along the straight line from a baseline to the image.
 
+    Sundararajan et al. 2017, arXiv:1703.01365.
+
     Args:
         model: any model.
         images: (B, H, W, C) preprocessed floats.
@@ -303,9 +318,11 @@ def integrated_gradients(
         ValueError: steps or chunk below 1, an unknown rule.
 
     Example:
+        >>> import jax, jax.numpy as jnp
         >>> import jaxplain as jxp
         >>> model = jxp.load_model("digits")
-        >>> found = integrated_gradients(model, jnp.ones((1, 28, 28, 1)), jnp.array([3]), steps=8)
+        >>> images, targets = jnp.ones((1, 28, 28, 1)), jnp.array([3])
+        >>> found = jxp.integrated_gradients(model, images, targets, steps=8)
         >>> found.attribution.shape, found.gap.shape
         ((1, 28, 28, 1), (1,))
     """

@@ -94,6 +94,19 @@ def resize_maps(maps: Float[Array, "b h w"], size: tuple[int, int]) -> Float[Arr
     return jax.image.resize(maps, (maps.shape[0], *size), "bilinear")
 
 
+def no_positions(layer: str, shape: tuple[int, ...]) -> str:
+    """Say that a map cannot be read at a layer.
+
+    Example:
+        >>> no_positions("fc7", (1, 4096))
+        "layer 'fc7' has no positions (its shape is (1, 4096)); choose one before the dense layers"
+    """
+    return (
+        f"layer {layer!r} has no positions (its shape is {shape}); "
+        "choose one before the dense layers"
+    )
+
+
 def map_layer(model: Model, layer: str | None, *, evidence: bool = False) -> str:
     """Return the layer to explain: `layer`, or the model's own choice.
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxplain.methods.method import explainer, map_layer, resize_maps
+from jaxplain.methods.method import explainer, map_layer, no_positions, resize_maps
 from jaxplain.model import Model
 from jaxplain.scores import Score
 from jaxplain.trace import Audit, RuleSet, backpropagate
@@ -69,9 +69,10 @@ def guided_backprop(
         UncoveredError: no ReLU, or a non-linearity without a rule.
 
     Example:
+        >>> import jax, jax.numpy as jnp
         >>> import jaxplain as jxp
         >>> model = jxp.load_model("digits")
-        >>> found = guided_backprop(model, jnp.ones((1, 28, 28, 1)), jnp.array([3]))
+        >>> found = jxp.guided_backprop(model, jnp.ones((1, 28, 28, 1)), jnp.array([3]))
         >>> found.attribution.shape
         (1, 28, 28, 1)
     """
@@ -107,8 +108,10 @@ def deconvnet(
         UncoveredError: no ReLU, or a non-linearity without a rule.
 
     Example:
+        >>> import jax, jax.numpy as jnp
         >>> import jaxplain as jxp
-        >>> found = deconvnet(jxp.load_model("digits"), jnp.ones((1, 28, 28, 1)), jnp.array([3]))
+        >>> model = jxp.load_model("digits")
+        >>> found = jxp.deconvnet(model, jnp.ones((1, 28, 28, 1)), jnp.array([3]))
         >>> found.attribution.shape
         (1, 28, 28, 1)
     """
@@ -185,9 +188,10 @@ def lrp(
         ValueError: an unknown composite.
 
     Example:
+        >>> import jax, jax.numpy as jnp
         >>> import jaxplain as jxp
         >>> model = jxp.load_model("digits")
-        >>> found = lrp(model, jnp.ones((1, 28, 28, 1)), jnp.array([3]), rules="z_plus")
+        >>> found = jxp.lrp(model, jnp.ones((1, 28, 28, 1)), jnp.array([3]), rules="z_plus")
         >>> found.attribution.shape
         (1, 28, 28, 1)
     """
@@ -240,10 +244,11 @@ def excitation_backprop(
         ValueError: no such layer, or one without positions.
 
     Example:
+        >>> import jax, jax.numpy as jnp
         >>> import jaxplain as jxp
         >>> model = jxp.load_model("digits")
         >>> images, targets = jnp.ones((1, 28, 28, 1)), jnp.array([3])
-        >>> found = excitation_backprop(model, images, targets, layer="pool2", upsample=False)
+        >>> found = jxp.excitation_backprop(model, images, targets, layer="pool2", upsample=False)
         >>> print(f"{float(found.heatmap.sum()):.3f}")
         1.000
     """
@@ -268,7 +273,7 @@ def contrastive_excitation_backprop(
 ) -> Excitation:
     """Return the winning probability of the target minus that of its dual, where positive.
 
-    Zhang et al. 2016, arXiv:1608.00507, section 3.3.     The dual unit has the last dense layer's
+    Zhang et al. 2016, arXiv:1608.00507, section 3.3. The dual unit has the last dense layer's
     weights turned round. Both signals travel to the contrast layer, are subtracted, and go on as
     one.
 
@@ -289,10 +294,11 @@ def contrastive_excitation_backprop(
         ValueError: no such layer, or one without positions.
 
     Example:
+        >>> import jax, jax.numpy as jnp
         >>> import jaxplain as jxp
         >>> model = jxp.load_model("digits")
         >>> images, targets = jnp.ones((1, 28, 28, 1)), jnp.array([3])
-        >>> contrastive_excitation_backprop(model, images, targets).heatmap.shape
+        >>> jxp.contrastive_excitation_backprop(model, images, targets).heatmap.shape
         (1, 28, 28)
     """
     layer = map_layer(model, layer, evidence=True)
@@ -313,6 +319,6 @@ def contrastive_excitation_backprop(
 
 def _summed(found: jax.Array, layer: str, images: jax.Array, upsample: bool) -> jax.Array:
     if found.ndim != 4:
-        raise ValueError(f"layer {layer!r} has shape {found.shape}; a map needs (B, h, w, K)")
+        raise ValueError(no_positions(layer, found.shape))
     maps = found.sum(-1)
     return resize_maps(maps, images.shape[1:3]) if upsample else maps  # type: ignore[arg-type]

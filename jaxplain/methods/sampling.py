@@ -62,9 +62,10 @@ def occlusion(
             would go unseen), or a chunk below 1.
 
     Example:
+        >>> import jax, jax.numpy as jnp
         >>> import jaxplain as jxp
         >>> model = jxp.load_model("digits")
-        >>> occlusion(model, jnp.ones((1, 28, 28, 1)), jnp.array([3]), window=7).shape
+        >>> jxp.occlusion(model, jnp.ones((1, 28, 28, 1)), jnp.array([3]), window=7).shape
         (1, 28, 28)
     """
     height, width = images.shape[1:3]
