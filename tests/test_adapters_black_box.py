@@ -87,6 +87,7 @@ def test_methods_that_need_derivatives_refuse_it_by_name(method, model, images):
     with pytest.raises(ValueError, match=message):
         method.explain(model, images, TARGETS, key=jax.random.key(0))
     assert "black box" in method.inapplicable(model)
+    assert "black box" in method.inapplicable(Model.from_black_box(server, 3))
     with pytest.raises(ValueError, match=r"needs derivatives.*'server'"):
         method.function(model, images, TARGETS)
 

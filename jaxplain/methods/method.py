@@ -206,20 +206,20 @@ class Method:
         return Explanation(heatmap, fields.get("audit"), stderr, fields.get("gap"))
 
     def layer_read(self, model: Model, layer: str | None = None) -> str | None:
-        """Return the layer that `explain` reads, or None for methods that read none.
-
-        Raises:
-            ValueError: `layer` is None, and the model has no choice of its own.
-        """
-        return map_layer(model, layer, evidence=self.evidence) if self.layered else None
+        """Return the layer that `explain` reads, or None for methods that read none."""
+        if not self.layered:
+            return None
+        return layer or (self.evidence and model.evidence_layer) or model.default_layer
 
     def inapplicable(self, model: Model, *, layer: str | None = None) -> str | None:
         """Return why the method cannot explain this model, or None; nothing is computed."""
-        if model.input_shape is None:
-            return None
-        images = jax.ShapeDtypeStruct((1, *model.input_shape), jnp.float32)
-        targets = jax.ShapeDtypeStruct((1,), jnp.int32)
         try:
+            if self.gradient:
+                check_differentiable(model, self.name)
+            if model.input_shape is None:
+                return None
+            images = jax.ShapeDtypeStruct((1, *model.input_shape), jnp.float32)
+            targets = jax.ShapeDtypeStruct((1,), jnp.int32)
             jax.eval_shape(
                 lambda m, x, t: self.explain(m, x, t, key=jax.random.key(0), layer=layer),
                 model,

@@ -12,7 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxplain.model import LinenApply, Model
+from jaxplain.adapters import LinenApply
+from jaxplain.model import Model
 from jaxplain.models.architecture import Architecture
 from jaxplain.names import unknown
 from jaxplain.preprocessing import Preprocessing
