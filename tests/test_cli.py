@@ -458,3 +458,17 @@ def test_a_wider_network_gives_the_same_maps_and_is_compiled_once_for_both():
     np.testing.assert_allclose(
         gradient(both[0], images, targets), gradient(narrow, images, targets), rtol=1e-4, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("option", ["--out", "--npz"])
+def test_an_output_never_replaces_a_picture(tmp_path, picture, option):
+    before = picture.read_bytes()
+    (tmp_path / "link.html").symlink_to(picture)
+    for path in (
+        picture,
+        tmp_path / "link.html",
+        tmp_path / "a" / ".." / "pictures" / picture.name,
+    ):
+        result = run("explain", picture, "--model", "rgb", option, path)
+        refused(result, "one of the pictures, which it would replace")
+    assert picture.read_bytes() == before

@@ -135,7 +135,8 @@ def check_outputs(request: Request) -> None:
         if path.resolve() in read:
             what = read[path.resolve()]
             raise ValueError(f"{option} {str(path)!r} is {what}, which it would replace")
-        read[path.resolve()] = f"also {option}"
+    if request.npz is not None and request.npz.resolve() == request.out.resolve():
+        raise ValueError(f"--npz and --out are the same file, {str(request.out)!r}; expected two")
 
 
 def choose_methods(text: str, known: Mapping[str, "Method"]) -> list["Method"]:
