@@ -236,6 +236,7 @@ def render_report(report: Report) -> str:
             for signed in (False, True)
         },
         percentile=plot.PERCENTILE,
+        evidence=any(case.mask is not None for s in report.sections for case in s.cases),
         used=_used_methods(report.sections, glossary),
         glossary=glossary,
     )

@@ -105,5 +105,5 @@ def test_grad_cam_works_inside_a_residual_branch():
 
 
 def test_layer_without_positions_is_refused():
-    with pytest.raises(ValueError, match="needs"):
+    with pytest.raises(ValueError, match="no positions"):
         grad_cam(_model("average"), X, T, layer="fc")
