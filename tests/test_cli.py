@@ -472,3 +472,11 @@ def test_an_output_never_replaces_a_picture(tmp_path, picture, option):
         result = run("explain", picture, "--model", "rgb", option, path)
         refused(result, "one of the pictures, which it would replace")
     assert picture.read_bytes() == before
+
+
+def test_an_output_never_replaces_the_weights(tmp_path, picture):
+    weights = tmp_path / "mine.safetensors"
+    weights.write_bytes(b"weights")
+    result = run("explain", picture, "--model", "rgb", "--weights", weights, "--out", weights)
+    refused(result, "the file of weights, which it would replace")
+    assert weights.read_bytes() == b"weights"

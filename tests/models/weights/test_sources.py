@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import importlib
 import json
 import os
 import shutil
@@ -273,7 +274,9 @@ def nobody():
 
 
 def test_a_cache_that_cannot_be_written(monkeypatch, content):
-    pytest.importorskip("filelock")  # imported now: another user may not read Python's folder
+    # What is imported on use is imported now: another user may not read Python's folder.
+    for module in ("filelock", "encodings.cp437"):
+        importlib.import_module(module)
     expected = TINY(thousand(), 1000).variables
     folder = Path(tempfile.mkdtemp())
     monkeypatch.setenv("JAXPLAIN_CACHE", str(folder))
