@@ -13,11 +13,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 from jaxplain.names import unknown
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 ORDERS = ("RGB", "BGR")
+LONGEST = 8
+"""Sides in this proportion, or less, are resized as a whole before the centre is cut out."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,25 +92,51 @@ class Preprocessing:
             TypeError: the picture is not uint8.
             ValueError: it has another shape, or no pixels.
         """
-        from PIL import Image
-
-        picture = _picture(picture)
-        image = Image.fromarray(picture).convert("L" if self.channels == 1 else "RGB")
-        # The filter reads beyond the box, so this is the crop of the resized picture, without ever
-        # making the whole of it: a strip of 1 x 30000 pixels would become one of 256 x 7.7 million.
-        top, left, height, width = self._box(picture.shape[0], picture.shape[1])
-        image = image.resize(
-            (self.size[1], self.size[0]),
-            Image.Resampling[self.interpolation.upper()],
-            box=(left, top, left + width, top + height),
-        )
-        x = np.asarray(image, np.float32).reshape(self.input_shape) / np.float32(255)
+        x = self.cut(picture).astype(np.float32) / np.float32(255)
         x = (
             (x - np.asarray(self.mean, np.float32))
             / np.asarray(self.std, np.float32)
             * np.float32(self.scale)
         )
         return np.ascontiguousarray(x[..., ::-1]) if self.order == "BGR" else x
+
+    def cut(self, picture: np.ndarray) -> UInt8[np.ndarray, "H W C"]:
+        """Return the part of a picture that the network sees, resized: the first half of the work.
+
+        The values are torchvision's, bit for bit, with the same version of Pillow; where a side is
+        more than `LONGEST` times the other, within one grey level.
+
+        Args:
+            picture: as in calling.
+
+        Raises:
+            TypeError, ValueError: as in calling.
+
+        Example:
+            >>> p = Preprocessing((2, 2), (0.0,), (1.0,), resize=4)
+            >>> p.cut(np.arange(0, 160, 10, np.uint8).reshape(4, 4))[..., 0].tolist()
+            [[50, 60], [90, 100]]
+        """
+        from PIL import Image
+
+        picture = _picture(picture)
+        image = Image.fromarray(picture).convert("L" if self.channels == 1 else "RGB")
+        height, width = self.size
+        sampling = Image.Resampling[self.interpolation.upper()]
+        h, w = picture.shape[:2]
+        if self.resize is None:
+            image = image.resize((width, height), sampling)
+        elif max(h, w) <= LONGEST * min(h, w):
+            whole, (top, left) = self._resized(h, w)
+            image = image.resize((whole[1], whole[0]), sampling)
+            image = image.crop((left, top, left + width, top + height))
+        else:
+            # A strip of 1 x 30000 pixels would become one of 256 x 7.7 million. The filter reads
+            # beyond the box, so this is the same crop; but Pillow may round in another order.
+            top, left, tall, wide = self._box(h, w)
+            box = (left, top, left + wide, top + tall)
+            image = image.resize((width, height), sampling, box=box)
+        return np.asarray(image).reshape(self.input_shape)
 
     def batch(self, pictures: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
         """Return the inputs of several pictures, float32 (B, H, W, C); they may differ in size.
@@ -179,11 +208,8 @@ class Preprocessing:
         """The region unrounded: where the crop of the resized picture lies in the picture."""
         if self.resize is None:
             return 0.0, 0.0, float(h), float(w)
-        short = min(h, w)
-        # torchvision truncates the longer side and rounds the corner, halves to even.
-        resized = tuple(self.resize if n == short else int(self.resize * n / short) for n in (h, w))
+        resized, corner = self._resized(h, w)
         scale = (h / resized[0], w / resized[1])
-        corner = tuple(round((n - m) / 2) for n, m in zip(resized, self.size, strict=True))
         top, left = corner[0] * scale[0], corner[1] * scale[1]
         # Products of rounded numbers may pass the edge by one unit in the last place, which Pillow
         # refuses.
@@ -193,6 +219,14 @@ class Preprocessing:
             min(self.size[0] * scale[0], h - top),
             min(self.size[1] * scale[1], w - left),
         )
+
+    def _resized(self, h: int, w: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """The size of the resized picture, and where the crop begins in it."""
+        assert self.resize is not None
+        short = min(h, w)
+        # torchvision truncates the longer side and rounds the corner, halves to even.
+        tall, wide = (self.resize if n == short else int(self.resize * n / short) for n in (h, w))
+        return (tall, wide), (round((tall - self.size[0]) / 2), round((wide - self.size[1]) / 2))
 
     def to_json(self) -> str:
         """Return this as JSON, keys sorted."""

@@ -1,7 +1,9 @@
 """Preprocessing against a slow NumPy resampler, torchvision's sizes, and hand-made values."""
 
 import dataclasses
+import functools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from jaxplain.preprocessing import Preprocessing
+from jaxplain.preprocessing import LONGEST, Preprocessing
 
 IMAGENET = Preprocessing((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), resize=256)
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
@@ -63,6 +65,39 @@ def test_the_box_is_the_crop_of_the_resized_picture(hw):
     actual = IMAGENET.invert(IMAGENET(picture)) * 255
     # One grey level: Pillow rounds between its two passes and chooses their order by the work.
     assert np.abs(actual - expected).max() <= 1.01
+
+
+@functools.cache
+def photographs():
+    with np.load(Path(__file__).parent / "data" / "photographs.npz") as file:
+        return dict(file)
+
+
+@pytest.mark.parametrize("case", photographs())
+def test_photographs_become_what_torchvision_makes_of_them(case):
+    import skimage.data
+
+    name, size, resize, interpolation = case.split("/")
+    mean, std = IMAGENET.mean, IMAGENET.std
+    p = Preprocessing((int(size),) * 2, mean, std, int(resize), interpolation)
+    picture = getattr(skimage.data, name)()
+    places = np.random.default_rng(0).integers(0, p.size[0] * p.size[1] * 3, 500)
+    expected = photographs()[case]
+    # The same for the same Pillow; another version may round otherwise.
+    assert np.abs(p.cut(picture).reshape(-1)[places].astype(int) - expected).max() <= 1
+    assert np.mean(p.cut(picture).reshape(-1)[places] == expected) >= 0.99
+    channel = places % 3
+    normalised = (expected / 255 - np.array(mean)[channel]) / np.array(std)[channel]
+    assert np.abs(p(picture).reshape(-1)[places] - normalised).max() <= 1.01 / 255 / min(std)
+
+
+@pytest.mark.parametrize("hw", [(17, 150), (150, 17), (1, 300), (300, 2)])
+def test_a_long_picture_is_cut_as_if_it_were_resized_whole(hw):
+    picture = noise(*hw)
+    assert max(hw) > LONGEST * min(hw)
+    p = Preprocessing((24, 20), **PLAIN, resize=32)
+    expected = torchvision_slowly(picture, 32, (24, 20)) * 255
+    assert np.abs(p.cut(picture) - expected).max() <= 1.01
 
 
 def test_without_resize_the_whole_picture_is_brought_to_size():
