@@ -18,7 +18,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # and itself; the list begins with the lowest.
 FLOORS = [
     {"adapters", "names", "outputs"},
-    {"preprocessing", "scores"},
+    {"checkpoints", "preprocessing", "scores", "sharding"},
     {"model"},
     {"data", "models", "solvers"},
     {"trace"},
@@ -36,7 +36,7 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 ONLY_IN = {
     "jax.extend": "trace/jaxpr.py",
     "matplotlib": "plot.py",
-    "jinja2": "report.py",
+    "jinja2": "report",
     "typer": "cli",
 }
 

@@ -26,7 +26,7 @@ from jaxplain.models import find_architecture, load_model
 from jaxplain.models.lenet import LeNet, fold_batch_norm
 from jaxplain.models.weights.store import Weights
 from jaxplain.preprocessing import Preprocessing
-from jaxplain.training.checkpoints import Checkpoints
+from jaxplain.checkpoints import Checkpoints
 from jaxplain.training.evidence import find_evidence
 from jaxplain.training.predict import normalise, predict
 from jaxplain.training.recipes import Data, Recipe, find_recipe, load_data

@@ -1,12 +1,14 @@
 """Checkpoints: the newest whole one of the same work, whatever happened to the others."""
 
+import errno
+import resource
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from jaxplain.training.checkpoints import Checkpoints
+from jaxplain.checkpoints import Checkpoints
 
 WORK = {"task": "count", "rate": 0.1, "shape": [2, 3]}
 
@@ -36,9 +38,9 @@ def folder(tmp_path):
     return tmp_path / "kept"
 
 
-def newest(folder: Path, work=WORK):
+def newest(folder: Path, work=WORK, like=None):
     with Checkpoints(folder, work) as checkpoints:
-        return checkpoints.resume(state(0))
+        return checkpoints.resume(state(0) if like is None else like)
 
 
 def test_the_newest_comes_back_bit_for_bit(folder):
@@ -117,3 +119,24 @@ def test_a_folder_that_cannot_be_made_is_an_os_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):
         Checkpoints(tmp_path / "file" / "kept", WORK)
+
+
+@pytest.fixture
+def full_disk(folder):
+    """No file may grow beyond 8 kB; what is written is larger."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
+    yield folder
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_that_takes_no_more_is_an_os_error_and_leaves_the_others_whole(full_disk):
+    large = {"x": np.random.default_rng(0).standard_normal(10_000)}
+    with Checkpoints(full_disk, WORK) as checkpoints:
+        with pytest.raises(OSError, match="step 20 could not be written") as caught:
+            checkpoints.save(20, large, {})
+        assert caught.value.errno == errno.EFBIG
+        assert caught.value.filename == str(full_disk)
+        assert not list((full_disk / "states").glob("20*"))
+        checkpoints.save(25, {"x": np.float32(1)}, {})
+    assert newest(full_disk, like={"x": np.float32(0)})[0] == 25

@@ -3,12 +3,18 @@
 A checkpoint counts when its seal is written, last of all: a file that says what work it belongs to
 and holds checksums of everything. So a process can be killed at any moment, and the next one goes
 on from the newest checkpoint that is whole; the two newest are kept.
+
+Where several processes work together, one of them keeps the checkpoints and tells the others.
 """
 
+import contextlib
 import json
+import logging
+import os
+import re
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,6 +25,8 @@ import numpy as np
 from jaxplain.outputs import replacing
 
 _KEPT = 2
+_PIECE = 1 << 24
+"""Bytes read at once for a checksum."""
 
 
 class Checkpoints:
@@ -30,6 +38,8 @@ class Checkpoints:
 
     Raises:
         OSError: the folder cannot be made or written.
+
+    Under `jax.distributed`, only one process may make one: see `jaxplain.sharding`.
 
     Example:
         >>> import tempfile
@@ -49,10 +59,18 @@ class Checkpoints:
         for made in (self._states, self._seals):
             made.mkdir(parents=True, exist_ok=True)
         self._work = json.loads(json.dumps(dict(work)))
+        # Orbax would wait for all processes; this one works alone.
+        here = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"jaxplain{here}"
+        )
         self._manager = ocp.CheckpointManager(
             self._states,
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=_KEPT, enable_async_checkpointing=False
+                max_to_keep=_KEPT,
+                enable_async_checkpointing=False,
+                create=False,
+                multiprocessing_options=alone,
             ),
         )
 
@@ -76,12 +94,14 @@ class Checkpoints:
             notes: JSON values.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: it cannot be written, because the disk is full, say. What was written of it is
+                removed; the checkpoints before it are as they were.
         """
         import orbax.checkpoint as ocp
 
         saved = ocp.args.StandardSave(jax.tree.map(np.asarray, state))
-        self._manager.save(step, args=saved, force=True)
+        with self._written(step):
+            self._manager.save(step, args=saved, force=True)
         kept = {str(number) for number in self._manager.all_steps()}
         for seal in self._seals.iterdir():
             if seal.name not in kept:
@@ -126,6 +146,30 @@ class Checkpoints:
         state = self._manager.restore(whole, args=ocp.args.StandardRestore(like))
         return whole, state, said["notes"]
 
+    @contextlib.contextmanager
+    def _written(self, step: int) -> Iterator[None]:
+        """Turn what Orbax raises where it cannot write into the operating system's error."""
+        absl = logging.getLogger("absl")
+        before = absl.level
+        absl.setLevel(logging.CRITICAL)  # it would print the traceback of every thread
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            found = re.search(r"os_error_code='(\d+)'", str(error))
+            code = int(found[1]) if found else getattr(error, "errno", None)
+            if code is None:
+                raise
+            for unfinished in self._states.glob(f"{step}.*tmp*"):
+                shutil.rmtree(unfinished, ignore_errors=True)
+            raise OSError(
+                code,
+                f"{os.strerror(code)}: the checkpoint of step {step} could not be written. The "
+                "checkpoints before it are whole: make room, and the same command goes on",
+                str(self._folder),
+            ) from error
+        finally:
+            absl.setLevel(before)
+
     def _seal(self, step: int) -> dict[str, Any] | None:
         """Return what the seal of a step says, None unless it and the files are as they were."""
         try:
@@ -140,7 +184,7 @@ class Checkpoints:
     def _checksums(self, step: int) -> dict[str, int]:
         folder = self._states / str(step)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
-        return {str(path.relative_to(folder)): zlib.crc32(path.read_bytes()) for path in files}
+        return {str(path.relative_to(folder)): _checksum(path) for path in files}
 
     def _check_work(self, work: Mapping[str, Any]) -> None:
         keys = sorted({*work, *self._work})
@@ -153,3 +197,11 @@ class Checkpoints:
                 f"the checkpoints in {self._folder} are of other work: {listed}. Give another "
                 f"folder, or the same settings"
             )
+
+
+def _checksum(path: Path) -> int:
+    checksum = 0
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            checksum = zlib.crc32(piece, checksum)
+    return checksum
