@@ -74,6 +74,8 @@ class Model:
         default_layer: the layer that Grad-CAM explains unless told otherwise.
         evidence_layer: a finer one, at which excitation backprop shows its map unless told
             otherwise.
+        multilabel: whether a picture may have several classes, or none: each logit is then
+            answered for itself, by a sigmoid, and not all together by a softmax.
 
     Example:
         >>> model = Model.from_function(lambda w, x: x.mean((1, 2)) @ w, jnp.ones((3, 2)))
@@ -90,6 +92,7 @@ class Model:
     name: str = ""
     default_layer: str | None = None
     evidence_layer: str | None = None
+    multilabel: bool = False
 
     def __call__(self, images: jax.typing.ArrayLike, **edits: Any) -> jax.Array:
         """Return the logits (B, classes) of `images` (B, H, W, C).
@@ -97,6 +100,17 @@ class Model:
         Keyword arguments reach `apply`: the networks of this package take `gates` and `masks`.
         """
         return self.apply(self.params, jnp.asarray(images), **edits)
+
+    def probabilities(self, images: jax.typing.ArrayLike) -> jax.Array:
+        """Return what the model says of each class, (B, classes) in 0..1: see `multilabel`.
+
+        Example:
+            >>> model = Model.from_function(lambda _, x: x.mean((1, 2)), multilabel=True)
+            >>> model.probabilities(jnp.zeros((1, 8, 8, 3))).tolist()
+            [[0.5, 0.5, 0.5]]
+        """
+        logits = self(images)
+        return jax.nn.sigmoid(logits) if self.multilabel else jax.nn.softmax(logits)
 
     def __eq__(self, other: object) -> bool:
         """Say whether two models are made of the same arrays and equal descriptions."""
@@ -138,7 +152,7 @@ class Model:
             apply: the pure function; use the same function object to share compilations.
             params: its parameters, any pytree.
             **described: `input_shape`, `preprocessing`, `class_names`, `name`, `default_layer`,
-                `evidence_layer`, `capture`.
+                `evidence_layer`, `multilabel`, `capture`.
         """
         return cls(params, apply, **_described(described))
 
@@ -313,6 +327,7 @@ def _described(options: dict[str, Any]) -> dict[str, Any]:
         "name",
         "default_layer",
         "evidence_layer",
+        "multilabel",
     }
     if set(options) - allowed:
         raise TypeError(

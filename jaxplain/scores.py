@@ -49,16 +49,39 @@ def contrast(logits: Float[Array, "b k"], targets: Int[Array, " b"]) -> Float[Ar
     return _pick(logits, targets) - others.max(-1)
 
 
+def sigmoid_probability(
+    logits: Float[Array, "b k"], targets: Int[Array, " b"]
+) -> Float[Array, " b"]:
+    """Return the probability of each target where classes do not exclude each other."""
+    return _pick(jax.nn.sigmoid(logits), targets)
+
+
+def log_sigmoid_probability(
+    logits: Float[Array, "b k"], targets: Int[Array, " b"]
+) -> Float[Array, " b"]:
+    """Return the logarithm of `sigmoid_probability`."""
+    return _pick(jax.nn.log_sigmoid(logits), targets)
+
+
 SCORES: dict[str, ScoreFn] = {
     "logit": logit,
     "probability": probability,
     "log_probability": log_probability,
     "contrast": contrast,
 }
+# Where each class has a sigmoid of its own.
+_MULTILABEL = SCORES | {
+    "probability": sigmoid_probability,
+    "log_probability": log_sigmoid_probability,
+}
 
 
-def score_fn(score: str | ScoreFn) -> ScoreFn:
+def score_fn(score: str | ScoreFn, *, multilabel: bool = False) -> ScoreFn:
     """Return the function (logits (B, K), targets (B,)) -> (B,) of a score.
+
+    Args:
+        score: one of `SCORES`, or a function, which is returned.
+        multilabel: whether probabilities are sigmoids, as `Model.multilabel` says.
 
     Raises:
         ValueError: no score of that name.
@@ -66,12 +89,14 @@ def score_fn(score: str | ScoreFn) -> ScoreFn:
     Example:
         >>> float(score_fn("contrast")(jnp.array([[1.0, 4.0, 2.0]]), jnp.array([1]))[0])
         2.0
+        >>> float(score_fn("probability", multilabel=True)(jnp.zeros((1, 3)), jnp.array([1]))[0])
+        0.5
     """
     if callable(score):
         return score
     if score not in SCORES:
         raise ValueError(unknown("score", score, SCORES))
-    return SCORES[score]
+    return (_MULTILABEL if multilabel else SCORES)[score]
 
 
 def check_targets(targets: Any, logits: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:

@@ -29,9 +29,22 @@ def test_scores(name, expected):
     np.testing.assert_allclose(score_fn(name)(LOGITS, TARGETS), expected, rtol=1e-6)
 
 
+def test_independent_classes_have_sigmoids():
+    chances = 1 / (1 + np.exp(-np.array([1.0, 4.0])))
+    for name, expected in (("probability", chances), ("log_probability", np.log(chances))):
+        run = score_fn(name, multilabel=True)
+        np.testing.assert_allclose(run(LOGITS, TARGETS), expected, rtol=1e-5)
+        assert np.isnan(run(LOGITS, jnp.array([0, 3]))).tolist() == [False, True]
+    for name in ("logit", "contrast"):
+        assert score_fn(name, multilabel=True) is score_fn(name)
+    with pytest.raises(ValueError, match="unknown score 'probably'; nearest: probability"):
+        score_fn("probably", multilabel=True)
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
 @pytest.mark.parametrize("name", SCORES)
-def test_derivatives(name):
-    run = score_fn(name)
+def test_derivatives(name, multilabel):
+    run = score_fn(name, multilabel=multilabel)
     found = jax.grad(lambda z: run(z, TARGETS).sum())(LOGITS)
     for i, j in np.ndindex(LOGITS.shape):
         step = jnp.zeros_like(LOGITS).at[i, j].set(1e-2)

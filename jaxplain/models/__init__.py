@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import math
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
@@ -19,6 +20,7 @@ from jaxplain.names import unknown
 from jaxplain.preprocessing import Preprocessing
 
 SHIPPED, RANDOM = "shipped", "random"
+OWN_SUFFIX = ".safetensors"
 
 # Modules that hold `ARCHITECTURES`, read one after the other until a name is found.
 _FAMILIES = ("lenet", "zoo")
@@ -67,7 +69,7 @@ def find_architecture(name: str) -> Architecture:
 
 
 def load_model(
-    name: str,
+    name: str | os.PathLike[str],
     weights: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     *,
     num_classes: int | None = None,
@@ -76,25 +78,31 @@ def load_model(
     """Return a network with its weights, preprocessing and class names.
 
     Args:
-        name: one of `MODELS`.
+        name: one of `MODELS`; or the path of a file of this package, which says what it is.
         weights: None for those that ship with the package; the name of others that are published
-            ("imagenet"; downloaded once); the path of a file; a mapping of arrays; or "random" for
-            an untrained network, the same every time.
+            ("imagenet"; downloaded once); "hf:owner/name" on the Hugging Face hub; the path of a
+            file; a mapping of arrays; or "random" for an untrained network, the same every time.
         num_classes: length of the logits; None for that of the weights.
         image_size: side, or (height, width), of the input; None for the network's own. What the
             preprocessing resizes to grows with it.
 
     Raises:
         ValueError: an unknown name, weights that do not fit (all tensors that do not are listed),
-            or pictures too small for the network.
+            another number of classes than theirs, or pictures too small for the network.
+        TypeError: weights that are nothing of the above.
         OSError: the file is missing or cannot be read, or a download failed.
+
+    Warns:
+        UserWarning: the file does not name its classes, so that they are numbered.
 
     Example:
         >>> model = load_model("digits")
         >>> model(jnp.zeros((1, *model.input_shape))).shape, model.class_names[:3]
         ((1, 10), ('0', '1', '2'))
     """
-    architecture = find_architecture(name)
+    if weights is None and _is_file(name):
+        name, weights = architecture_in(name), name
+    architecture = find_architecture(os.fspath(name))
     if num_classes is not None and num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}; expected at least 1")
     found = _weights(architecture, weights, num_classes)
@@ -103,10 +111,35 @@ def load_model(
         preprocessing = _at_size(preprocessing, image_size)
     apply = LinenApply(architecture.build(found.num_classes))
     model = _model(architecture, apply, found.variables, preprocessing, found.class_names)
+    model = dataclasses.replace(model, multilabel=found.multilabel)
     if preprocessing.input_shape != architecture.input_shape:
         # An input that leaves nothing to pool is best refused here; tracing shows it.
         jax.eval_shape(apply, model.params, _images(preprocessing))
     return model
+
+
+def architecture_in(path: str | os.PathLike[str]) -> str:
+    """Return the name of the network that a file of this package is of.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or does not say.
+    """
+    from jaxplain.models.weights import store
+
+    name = store.read(Path(path))[1].architecture if Path(path).suffix == OWN_SUFFIX else ""
+    if not name:
+        raise ValueError(
+            f"{path} does not say which network it is of; name it: one of {', '.join(MODELS)}"
+        )
+    return name
+
+
+def _is_file(name: str | os.PathLike[str]) -> bool:
+    """Whether this is the path of a file, and no name of a network."""
+    if isinstance(name, str) and name in MODELS:
+        return False
+    return Path(name).suffix == OWN_SUFFIX or Path(name).is_file()
 
 
 def outline(name: str, *, num_classes: int | None = None) -> Model:
@@ -140,59 +173,98 @@ class _Found:
     num_classes: int
     preprocessing: Preprocessing | None
     class_names: tuple[str, ...]
+    multilabel: bool = False
 
 
 def _weights(architecture: Architecture, weights: Any, num_classes: int | None) -> _Found:
     """Read what the user asked for."""
     from jaxplain.models.weights import store
 
-    if weights is None and SHIPPED not in architecture.weights:
-        raise ValueError(
-            f"no weights of {architecture.name!r} ship with the package; expected weights to be "
-            f"{_choices(architecture)}"
-        )
-    classes = num_classes or architecture.num_classes
-    names = architecture.class_names if classes == len(architecture.class_names) else ()
-    if isinstance(weights, str) and weights == RANDOM:
+    weights = _chosen(architecture, weights)
+    if weights == RANDOM:
+        classes = num_classes or architecture.num_classes
         init = jax.jit(architecture.build(classes).init)
         images = jnp.zeros((1, *architecture.input_shape))
-        return _Found(init(jax.random.key(0), images), classes, None, names)
-    if weights is None or (isinstance(weights, str) and weights == SHIPPED):
-        if SHIPPED not in architecture.weights:
-            raise ValueError(
-                f"unknown weights {SHIPPED!r} of {architecture.name!r}; expected "
-                f"{_choices(architecture)}"
-            )
+        variables = init(jax.random.key(0), images)
+        return _Found(variables, classes, None, _default_names(architecture, classes))
+    if weights == SHIPPED:
         place = resources.files("jaxplain.models.weights") / architecture.weights[SHIPPED]
         with resources.as_file(place) as path:
             return _own(store.load(path, architecture, num_classes))
     if architecture.foreign is not None:
-        read = architecture.foreign(weights, classes)
-        given = names if read.class_names is None else read.class_names
-        return _Found(read.variables, classes, read.preprocessing, given)
+        read = architecture.foreign(weights, num_classes)
+        classes = read.num_classes or num_classes or architecture.num_classes
+        names = read.class_names
+        if names is None:
+            names = _default_names(architecture, classes)
+        found = _Found(read.variables, classes, read.preprocessing, names, read.multilabel)
+    elif isinstance(weights, Mapping):
+        classes = num_classes or architecture.num_classes
+        variables = store.from_mapping(weights, architecture, classes)
+        return _Found(variables, classes, None, _default_names(architecture, classes))
+    else:
+        found = _own(store.load(Path(weights), architecture, num_classes))
+    if not found.class_names and not isinstance(weights, Mapping):
+        warnings.warn(
+            f"{weights} does not name its {found.num_classes} classes; they are numbered",
+            stacklevel=3,
+        )
+    return found
+
+
+def _chosen(architecture: Architecture, weights: Any) -> Any:
+    """Return the weights that are meant, or raise saying what there is to choose from."""
+    if weights is None:
+        if SHIPPED not in architecture.weights:
+            raise ValueError(
+                f"no weights of {architecture.name!r} ship with the package; expected weights to "
+                f"be {_choices(architecture)}"
+            )
+        return SHIPPED
     if isinstance(weights, Mapping):
-        return _Found(store.from_mapping(weights, architecture, classes), classes, None, names)
+        return weights
     if not isinstance(weights, str | os.PathLike):
         raise TypeError(
             f"weights are a {type(weights).__name__}; expected {_choices(architecture)}"
         )
-    if not Path(weights).exists() and not Path(weights).suffix:
-        raise ValueError(
-            f"unknown weights {str(weights)!r} of {architecture.name!r}; expected "
-            f"{_choices(architecture)}"
-        )
-    return _own(store.load(Path(weights), architecture, num_classes))
+    if isinstance(weights, str):
+        hub = architecture.foreign is not None and weights.startswith("hf:")
+        if hub or weights in (*architecture.weights, RANDOM):
+            return weights
+    path = Path(weights)
+    if not str(weights):
+        raise ValueError(f"weights are an empty text; expected {_choices(architecture)}")
+    if path.is_dir():
+        raise IsADirectoryError(f"weights {str(weights)!r} are a folder; expected a file in it")
+    if path.exists():
+        return weights
+    if path.suffix or len(path.parts) > 1:
+        raise FileNotFoundError(f"there is no file of weights {str(weights)!r}")
+    raise ValueError(
+        f"unknown weights {str(weights)!r} of {architecture.name!r}; expected "
+        f"{_choices(architecture)}"
+    )
+
+
+def _default_names(architecture: Architecture, classes: int) -> tuple[str, ...]:
+    """The names of an architecture's classes, if there are as many."""
+    return architecture.class_names if classes == len(architecture.class_names) else ()
 
 
 def _own(weights: Any) -> _Found:
     return _Found(
-        weights.variables, weights.num_classes, weights.preprocessing, weights.class_names
+        weights.variables,
+        weights.num_classes,
+        weights.preprocessing,
+        weights.class_names,
+        weights.multilabel,
     )
 
 
 def _choices(architecture: Architecture) -> str:
     names = ", ".join(repr(name) for name in (*architecture.weights, RANDOM))
-    return f"{names}, a path or a mapping of arrays"
+    hub = ", 'hf:owner/name'" if architecture.foreign is not None else ""
+    return f"{names}{hub}, a path or a mapping of arrays"
 
 
 def _model(

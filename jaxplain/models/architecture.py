@@ -15,11 +15,15 @@ class Foreign:
         variables: as the module's `init` returns them.
         preprocessing: what these weights were trained with; None for the architecture's.
         class_names: one a class; None for the architecture's.
+        num_classes: length of the logits; None for what was asked for.
+        multilabel: whether each class has a sigmoid of its own.
     """
 
     variables: Any
     preprocessing: Preprocessing | None = None
     class_names: tuple[str, ...] | None = None
+    num_classes: int | None = None
+    multilabel: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,8 +43,8 @@ class Architecture:
             package} or {"imagenet": a file that can be downloaded}.
         class_names: one a class, or empty.
         foreign: `foreign(source, num_classes)` reads everything but "shipped" weights: a name in
-            `weights`, a path, or a mapping of arrays. None where only the package's own files and
-            variables in memory are known.
+            `weights`, a path, or a mapping of arrays; `num_classes` is None for that of the
+            weights. None where only the package's own files and variables in memory are known.
     """
 
     name: str
@@ -52,7 +56,7 @@ class Architecture:
     evidence_layer: str
     weights: Mapping[str, str] = dataclasses.field(default_factory=dict)
     class_names: tuple[str, ...] = ()
-    foreign: Callable[[Any, int], Foreign] | None = None
+    foreign: Callable[[Any, int | None], Foreign] | None = None
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxplain.models import MODELS, RANDOM, SHIPPED, load_model, outline, parameter_count
+from jaxplain.models import MODELS, RANDOM, SHIPPED, _chosen, load_model, outline, parameter_count
 from jaxplain.models.architecture import Architecture, Foreign
 from jaxplain.models.lenet import LeNet
 from jaxplain.models.weights import store
@@ -135,8 +135,57 @@ def test_a_file_brings_its_classes_names_and_preprocessing(tmp_path):
     assert found.class_names == ("x", "y", "z")
     assert found.preprocessing == preprocessing
     assert found(jnp.zeros((1, 28, 28, 1))).shape == (1, 3)
-    with pytest.raises(ValueError, match=r"logits/kernel"):
+    with pytest.raises(ValueError, match=r"num_classes is 5, but .*logits/kernel\) has 3 classes"):
         load_model("digits", str(tmp_path / "own.safetensors"), num_classes=5)
+    # The file alone says all of it.
+    again = load_model(tmp_path / "own.safetensors")
+    assert (again.name, again.class_names, again.multilabel) == ("digits", ("x", "y", "z"), False)
+    with pytest.raises(ValueError, match="holds weights of 'digits', which are none of 'an8f"):
+        load_model("an8flower-single-6c", tmp_path / "own.safetensors")
+
+
+def test_a_file_that_does_not_say_what_it_is(tmp_path):
+    model = load_model("digits", RANDOM, num_classes=3)
+    store.save(tmp_path / "own.safetensors", store.Weights(model.params, "", 3))
+    with pytest.raises(ValueError, match="does not say which network it is of; name it: one of"):
+        load_model(tmp_path / "own.safetensors")
+    with pytest.warns(UserWarning, match="does not name its 3 classes; they are numbered"):
+        found = load_model("digits", tmp_path / "own.safetensors")
+    assert found.class_names == ()
+    (tmp_path / "a.pth").write_bytes(b"x")
+    with pytest.raises(ValueError, match="does not say which network"):
+        load_model(str(tmp_path / "a.pth"))
+    with pytest.raises(FileNotFoundError, match="gone"):
+        load_model(tmp_path / "gone.safetensors")
+
+
+def test_independent_classes_travel_with_the_weights(tmp_path):
+    model = load_model("digits", RANDOM, num_classes=2)
+    weights = store.Weights(model.params, "digits", 2, class_names=("a", "b"), multilabel=True)
+    store.save(tmp_path / "own.safetensors", weights)
+    found = load_model(tmp_path / "own.safetensors")
+    assert found.multilabel
+    images = jnp.ones((1, 28, 28, 1))
+    np.testing.assert_allclose(found.probabilities(images), jax.nn.sigmoid(found(images)))
+    np.testing.assert_allclose(model.probabilities(images), jax.nn.softmax(found(images)))
+
+
+@pytest.mark.parametrize(
+    ("weights", "error", "said"),
+    [
+        (3, TypeError, "weights are a int; expected 'imagenet', 'random', 'hf:owner/name', a path"),
+        (True, TypeError, "weights are a bool"),
+        (b"x", TypeError, "weights are a bytes"),
+        ("imagnet", ValueError, "unknown weights 'imagnet' of 'vgg11'; expected 'imagenet', 'ra"),
+        ("", ValueError, "weights are an empty text; expected 'imagenet'"),
+        (".", IsADirectoryError, "weights '.' are a folder; expected a file in it"),
+        ("a/b", FileNotFoundError, "there is no file of weights 'a/b'"),
+        ("b.h5", FileNotFoundError, "there is no file of weights 'b.h5'"),
+    ],
+)
+def test_wrong_weights_say_what_there_is_to_choose_from(weights, error, said):
+    with pytest.raises(error, match=said):
+        _chosen(MODELS["vgg11"], weights)
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -179,7 +228,7 @@ def test_weights_of_others_reach_the_rows_own_reader(monkeypatch):
     )
     monkeypatch.setattr("jaxplain.models.MODELS", {"own": row})
     model = load_model("own", "elsewhere", image_size=16)
-    assert asked == [("elsewhere", 2)]
+    assert asked == [("elsewhere", None)]
     assert model.class_names == ("p", "q")
     assert model.preprocessing == Preprocessing((16, 16), (0.1,), (0.2,), resize=20)
 

@@ -88,6 +88,19 @@ def test_everything_that_does_not_fit_is_listed(path):
         assert part in message
 
 
+def test_what_is_not_finite_is_listed_beside_what_does_not_fit(path):
+    def change(arrays):
+        arrays["params/conv1/bias"] = np.array([0, np.nan], np.float32)
+        arrays["params/conv2/kernel"] = np.full((5, 5, 2, 3), np.inf, np.float32)
+        del arrays["params/logits/bias"]
+
+    with pytest.raises(ValueError, match="does not fit") as raised:
+        load(rewritten(path, change), TINY)
+    message = str(raised.value)
+    assert "1 missing: params/logits/bias; 1 of another shape: params/conv2/kernel" in message
+    assert "; 2 with NaN or infinity: params/conv1/bias, params/conv2/kernel" in message
+
+
 def test_all_tensors_that_are_not_finite_are_listed(path):
     def change(arrays):
         arrays["params/conv1/bias"] = np.array([0, np.nan], np.float32)
@@ -156,8 +169,10 @@ def test_a_missing_file_is_named(tmp_path):
         ("class_names", '["a", 1]', "class_names is"),
         ("class_names", '["a", "b"]', "2 class names for 4 classes"),
         ("class_names", "[", "class_names in the header is not JSON"),
-        ("recipe", "[]", "recipe is a list"),
-        ("figures", "3", "figures is a int"),
+        ("recipe", "[]", r"recipe is \[\]; expected an object"),
+        ("figures", "3", "figures is 3; expected an object"),
+        ("architecture", "3", "architecture is 3; expected a name"),
+        ("multilabel", "1", "multilabel is 1; expected true or false"),
         ("preprocessing", '{"size": [10, 10]}', "lacks mean, std"),
     ],
 )
@@ -168,8 +183,22 @@ def test_a_wrong_header_is_refused(path, key, value, said):
 
 
 def test_other_classes_than_the_files_are_a_misfit(path):
-    with pytest.raises(ValueError, match=r"logits/kernel.*\(3, 4\).*\(3, 7\)"):
+    with pytest.raises(ValueError, match=r"num_classes is 7, but .*logits/kernel\) has 4 classes"):
         load(path, TINY, num_classes=7)
+
+
+def test_without_a_header_the_head_tells_the_number_of_classes(path):
+    def change(arrays):
+        arrays["params/logits/kernel"] = np.zeros((3, 9), np.float32)
+        arrays["params/logits/bias"] = np.zeros(9, np.float32)
+
+    assert load(rewritten(path, change), TINY).num_classes == 9
+
+
+def test_weights_of_another_network_are_refused(weights, tmp_path):
+    save(tmp_path / "x.safetensors", dataclasses.replace(weights, architecture="huge"))
+    with pytest.raises(ValueError, match="holds weights of 'huge', which are none of 'tiny'"):
+        load(tmp_path / "x.safetensors", TINY)
 
 
 def test_weights_that_are_not_finite_are_not_saved(weights, tmp_path):

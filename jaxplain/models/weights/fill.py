@@ -140,7 +140,7 @@ def fill(
 
     Raises:
         ValueError: tensors are missing, left over, of the wrong shape, not numbers or not finite;
-            all of them are listed.
+            all of them are listed, by what is wrong with them.
     """
     _check(plan, tensors, source, ignored)
     variables, broken = {}, []
@@ -194,7 +194,18 @@ def _check(plan: Plan, tensors: Tensors, source: str, ignored: Callable[[str], b
         if names
     ]
     if problems:
+        # Looked for only now, since nothing else reads the tensors of a file that does not fit.
+        broken = [name for name in wanted if name in tensors and not _finite(tensors[name])]
+        if broken:
+            problems.append(f"{len(broken)} with NaN or infinity: {_listed(broken)}")
         raise ValueError(f"{source} does not fit the network: {'; '.join(problems)}")
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Say whether a tensor holds numbers only; of what is no number at all, yes."""
+    if not jnp.issubdtype(tensor.dtype, jnp.floating):
+        return True
+    return all(np.isfinite(np.asarray(piece, np.float32)).all() for _, piece in tensor.pieces())
 
 
 def _listed(names: list[str]) -> str:

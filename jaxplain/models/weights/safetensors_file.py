@@ -7,8 +7,6 @@ hold a checksum of all that they hold, which reading compares.
 
 import json
 import math
-import os
-import tempfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from jaxplain.models.weights.tensors import PIECE, FileTensor
+from jaxplain.outputs import replacing
 
 DTYPES: Mapping[str, np.dtype] = {
     "F64": np.dtype("<f8"),
@@ -87,7 +86,6 @@ def write_safetensors(
     Raises:
         OSError: it cannot be written; nothing is left behind.
     """
-    path = Path(path)
     names = {dtype: name for name, dtype in DTYPES.items()}
     described = [(name, names[np.dtype(a.dtype)], a.shape) for name, a in arrays.items()]
     checksum = _described(metadata, described)
@@ -101,15 +99,10 @@ def write_safetensors(
     header["__metadata__"] = {**metadata, CHECKSUM: f"{checksum:08x}"}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for array in arrays.values():
-                file.write(_bytes(array))
-        Path(temporary).replace(path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with replacing(path) as part, part.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for array in arrays.values():
+            file.write(_bytes(array))
 
 
 def _bytes(array: np.ndarray) -> memoryview:

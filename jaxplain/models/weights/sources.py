@@ -24,7 +24,6 @@ from jaxplain.models.weights import download, store
 from jaxplain.models.weights.fill import fill, own_plan, torch_plan, variable_shapes
 from jaxplain.models.weights.matconvnet import matconvnet_plan, read_matconvnet
 from jaxplain.models.weights.published import PUBLISHED, Published
-from jaxplain.models.weights.safetensors_file import read_safetensors
 from jaxplain.models.weights.tensors import MemoryTensor, Tensors
 from jaxplain.models.weights.torch_file import read_torch
 from jaxplain.names import unknown
@@ -50,63 +49,58 @@ class Loader:
     published: tuple[Published, ...] = ()
     progress: bool = True
 
-    def __call__(self, source: Any, num_classes: int) -> Foreign:
+    def __call__(self, source: Any, num_classes: int | None) -> Foreign:
         """Return the variables, and the preprocessing and class names that belong to them.
 
         Args:
             source: name, path or mapping, as above.
-            num_classes: width of the network's head.
+            num_classes: width of the network's head; None for that of the weights.
 
         Raises:
             FileNotFoundError: there is no such file.
             OSError: a download failed, or the cache cannot be written.
             TypeError: `source` is none of these.
-            ValueError: the file is damaged or unsafe, or does not fit the network; everything that
-                does not fit is listed.
+            ValueError: the file is damaged or unsafe, is of another network or another number of
+                classes, or does not fit the network; everything that does not fit is listed.
         """
-        network = self.network.clone(num_classes=num_classes)
         named = {file.name: file for file in self.published}
         if isinstance(source, Mapping):
-            found = Foreign(_from_mapping(network, source))
+            found = self._from_mapping(source, num_classes)
         elif not isinstance(source, str | os.PathLike):
             raise TypeError(
                 f"weights are a {type(source).__name__}; expected a name, a path or a mapping"
             )
         elif isinstance(source, str) and source in named:
-            found = self._from_cache(network, named[source])
+            found = self._from_cache(named[source], num_classes)
         elif isinstance(source, str) and source.startswith(HUB):
-            found = _from_hub(network, source)
+            found = self._from_hub(source, num_classes)
         else:
             path = Path(source)
             if not path.exists() and not path.suffix:
                 raise ValueError(f"{unknown('weights', str(source), named)}; there is no such file")
-            found = _from_file(network, path)
-        if found.class_names is None and num_classes == len(imagenet.class_names()):
+            found = self._from_file(path, num_classes)
+        if found.class_names is None and found.num_classes == len(imagenet.class_names()):
             found = dataclasses.replace(found, class_names=imagenet.class_names())
         return found
 
-    def _from_cache(self, network: Network, published: Published) -> Foreign:
+    def _from_cache(self, published: Published, num_classes: int | None) -> Foreign:
         """Return published weights: from the cache, where they are put once, in our own format."""
         import filelock
 
-        classes = len(imagenet.class_names())
-        if network.num_classes != classes:
-            raise ValueError(
-                f"weights {published.name!r} of {self.name!r} are for {classes} classes, not "
-                f"{network.num_classes}"
-            )
+        of = f"{published.name!r} of {self.name!r}"
+        classes = store.agreed_classes(num_classes, len(imagenet.class_names()), of)
         folder = download.cache_folder() / "weights"
         original = folder / published.file
         converted = original.with_suffix(".safetensors")
         if converted.exists():
-            return _from_file(network, converted)
+            return self._from_file(converted, classes)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock = filelock.FileLock(original.with_suffix(".lock"))
             lock.acquire()
         except OSError as error:
             if original.exists():  # put there by hand into a cache that cannot be written
-                return _from_file(network, original)
+                return self._from_file(original, classes)
             raise OSError(
                 f"the cache {folder} cannot be written ({error.strerror or error}). Set "
                 f"${download.CACHE_VARIABLE} to a folder that can, or download {published.url} and "
@@ -114,7 +108,7 @@ class Loader:
             ) from error
         try:
             if converted.exists():  # another process was faster
-                return _from_file(network, converted)
+                return self._from_file(converted, classes)
             placed = original.exists()
             if placed:
                 digest = download.verify(original, published.sha256)
@@ -122,11 +116,11 @@ class Loader:
                 digest = download.download(
                     published.url, original, sha256=published.sha256, progress=self.progress
                 )
-            variables = _from_torch(network, read_torch(original), str(original))
+            found = self._from_torch(read_torch(original), classes, str(original))
             about = store.Weights(
-                variables,
+                found.variables,
                 self.name,
-                network.num_classes,
+                len(imagenet.class_names()),
                 published.preprocessing,
                 recipe={"url": published.url, "sha256": digest},
                 figures={"imagenet_top1": published.top1 / 100},
@@ -134,89 +128,113 @@ class Loader:
             store.save(converted, about)
             if not placed:
                 original.unlink()
-            return Foreign(variables, published.preprocessing)
+            return dataclasses.replace(found, preprocessing=published.preprocessing)
         finally:
             lock.release()
 
+    def _from_mapping(self, source: Mapping[str, Any], num_classes: int | None) -> Foreign:
+        """Fill from a state dict in memory, or from variables {"params": ...}."""
+        if "params" in source:
+            flat = traverse_util.flatten_dict(dict(source), sep="/")
+            tensors = {name: MemoryTensor(np.asarray(values)) for name, values in flat.items()}
+            return self._from_own(tensors, num_classes, "the mapping")
+        tensors = {
+            str(name).removeprefix("module."): MemoryTensor(np.asarray(values))
+            for name, values in source.items()
+        }
+        return self._from_torch(tensors, num_classes, "the mapping")
 
-def _from_mapping(network: Network, source: Mapping[str, Any]) -> dict[str, Any]:
-    """Fill from a state dict in memory, or from variables {"params": ...}."""
-    shapes = variable_shapes(network)
-    if "params" in source:
-        source = traverse_util.flatten_dict(dict(source), sep="/")
-        tensors = {name: MemoryTensor(np.asarray(values)) for name, values in source.items()}
-        return fill(own_plan(shapes), shapes, tensors, source="the mapping")
-    tensors = {
-        str(name).removeprefix("module."): MemoryTensor(np.asarray(values))
-        for name, values in source.items()
-    }
-    return _from_torch(network, tensors, "the mapping")
-
-
-def _from_torch(network: Network, tensors: Tensors, source: str) -> dict[str, Any]:
-    shapes = variable_shapes(network)
-    plan = torch_plan(network, shapes, tensors)
-
-    def ignored(name: str) -> bool:
-        # torch counts batches; nothing that is computed here depends on it.
-        return name.endswith("num_batches_tracked") or name.startswith(network.torch_only)
-
-    return fill(plan, shapes, tensors, source=source, ignored=ignored)
-
-
-def _from_file(network: Network, path: Path) -> Foreign:
-    suffix = path.suffix.lower()
-    if suffix == ".mat":
-        tensors, preprocessing = read_matconvnet(path)
+    def _from_own(self, tensors: Tensors, num_classes: int | None, source: str) -> Foreign:
+        """Fill from tensors with our names."""
+        head = f"params/{self.network.head}/kernel"
+        found = tensors[head].shape[-1] if head in tensors and tensors[head].shape else None
+        network = self._network(num_classes, found, f"{source} ({head})")
         shapes = variable_shapes(network)
-        plan = matconvnet_plan(network, shapes)
-        return Foreign(fill(plan, shapes, tensors, source=str(path)), preprocessing)
-    if suffix == ".safetensors":
-        return _from_safetensors(network, path)
-    if suffix not in TORCH_SUFFIXES:
-        known = ", ".join((*TORCH_SUFFIXES, ".safetensors", ".mat"))
-        raise ValueError(f"{path} ends with {suffix!r}; known kinds of weights are {known}")
-    published = {file.file: file for files in PUBLISHED.values() for file in files}.get(path.name)
-    if published is not None:
-        download.verify(path, published.sha256)
-    variables = _from_torch(network, read_torch(path), str(path))
-    return Foreign(variables, published.preprocessing if published else None)
+        variables = fill(own_plan(shapes), shapes, tensors, source=source)
+        return Foreign(variables, num_classes=network.num_classes)
 
+    def _from_torch(self, tensors: Tensors, num_classes: int | None, source: str) -> Foreign:
+        """Fill from a state dict of torchvision or timm."""
+        shapes = variable_shapes(self.network)
+        head = torch_plan(self.network, shapes, tensors)["params", self.network.head, "kernel"].name
+        found = tensors[head].shape[0] if head in tensors and tensors[head].shape else None
+        network = self._network(num_classes, found, f"{source} ({head})")
 
-def _from_safetensors(network: Network, path: Path) -> Foreign:
-    tensors, metadata = read_safetensors(path)
-    shapes = variable_shapes(network)
-    if not any(name.startswith("params/") for name in tensors):
-        return Foreign(_from_torch(network, tensors, str(path)))
-    variables = fill(own_plan(shapes), shapes, tensors, source=str(path))
-    preprocessing = metadata.get("preprocessing")
-    names = json.loads(metadata.get("class_names", "[]"))
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{path} has class names that are not a list of names")
-    return Foreign(
-        variables,
-        Preprocessing.from_json(preprocessing) if preprocessing else None,
-        tuple(names) or None,
-    )
+        def ignored(name: str) -> bool:
+            # torch counts batches; nothing that is computed here depends on it.
+            return name.endswith("num_batches_tracked") or name.startswith(network.torch_only)
 
+        shapes = variable_shapes(network)
+        plan = torch_plan(network, shapes, tensors)
+        variables = fill(plan, shapes, tensors, source=source, ignored=ignored)
+        return Foreign(variables, num_classes=network.num_classes)
 
-def _from_hub(network: Network, reference: str) -> Foreign:
-    """Fetch `model.safetensors` and `config.json` of "hf:organisation/name[@revision]"."""
-    try:
-        import huggingface_hub  # pyright: ignore[reportMissingImports] - optional
-    except ImportError as error:
-        raise ValueError(
-            f"weights {reference!r} are fetched by huggingface_hub, which is not installed; try: "
-            f"pip install huggingface_hub"
-        ) from error
-    repository, _, revision = reference.removeprefix(HUB).partition("@")
-    path, config = (
-        huggingface_hub.hf_hub_download(repository, file, revision=revision or None)
-        for file in ("model.safetensors", "config.json")
-    )
-    found = _from_safetensors(network, Path(path))
-    settings = json.loads(Path(config).read_text("utf-8")).get("pretrained_cfg", {})
-    return dataclasses.replace(found, preprocessing=_timm_preprocessing(settings))
+    def _network(self, asked: int | None, found: int | None, source: str) -> Network:
+        """The network with as many classes as weights have."""
+        if found is not None and found < 1:
+            raise ValueError(f"{source} has no classes")
+        classes = store.agreed_classes(asked, found, source)
+        return self.network.clone(num_classes=classes or self.network.num_classes)
+
+    def _from_file(self, path: Path, num_classes: int | None) -> Foreign:
+        suffix = path.suffix.lower()
+        if suffix == ".mat":
+            return self._from_matconvnet(path, num_classes)
+        if suffix == ".safetensors":
+            return self._from_safetensors(path, num_classes)
+        if suffix not in TORCH_SUFFIXES:
+            known = ", ".join((*TORCH_SUFFIXES, ".safetensors", ".mat"))
+            raise ValueError(f"{path} ends with {suffix!r}; known kinds of weights are {known}")
+        known = {file.file: file for files in PUBLISHED.values() for file in files}
+        published = known.get(path.name)
+        if published is not None:
+            download.verify(path, published.sha256)
+        found = self._from_torch(read_torch(path), num_classes, str(path))
+        preprocessing = published.preprocessing if published else None
+        return dataclasses.replace(found, preprocessing=preprocessing)
+
+    def _from_matconvnet(self, path: Path, num_classes: int | None) -> Foreign:
+        tensors, preprocessing = read_matconvnet(path)
+        head = matconvnet_plan(self.network, variable_shapes(self.network))[
+            "params", self.network.head, "kernel"
+        ].name
+        found = tensors[head].shape[-1] if head in tensors and tensors[head].shape else None
+        network = self._network(num_classes, found, f"{path} ({head})")
+        shapes = variable_shapes(network)
+        variables = fill(matconvnet_plan(network, shapes), shapes, tensors, source=str(path))
+        return Foreign(variables, preprocessing, num_classes=network.num_classes)
+
+    def _from_safetensors(self, path: Path, num_classes: int | None) -> Foreign:
+        tensors, header = store.read(path)
+        if not any(name.startswith("params/") for name in tensors):
+            return self._from_torch(tensors, num_classes, str(path))
+        store.check_architecture(header, self.name, str(path))
+        found = self._from_own(tensors, num_classes, str(path))
+        store.check_class_names(header.class_names, found.num_classes or 0, str(path))
+        return dataclasses.replace(
+            found,
+            preprocessing=header.preprocessing,
+            class_names=header.class_names or None,
+            multilabel=header.multilabel,
+        )
+
+    def _from_hub(self, reference: str, num_classes: int | None) -> Foreign:
+        """Fetch `model.safetensors` and `config.json` of "hf:organisation/name[@revision]"."""
+        try:
+            import huggingface_hub  # pyright: ignore[reportMissingImports] - optional
+        except ImportError as error:
+            raise ValueError(
+                f"weights {reference!r} are fetched by huggingface_hub, which is not installed; "
+                f"try: pip install huggingface_hub"
+            ) from error
+        repository, _, revision = reference.removeprefix(HUB).partition("@")
+        path, config = (
+            huggingface_hub.hf_hub_download(repository, file, revision=revision or None)
+            for file in ("model.safetensors", "config.json")
+        )
+        found = self._from_safetensors(Path(path), num_classes)
+        settings = json.loads(Path(config).read_text("utf-8")).get("pretrained_cfg", {})
+        return dataclasses.replace(found, preprocessing=_timm_preprocessing(settings))
 
 
 def _timm_preprocessing(settings: Mapping[str, Any]) -> Preprocessing | None:

@@ -19,10 +19,20 @@ from flax import traverse_util
 from jaxplain.models.architecture import Architecture
 from jaxplain.models.weights.fill import fill, own_plan
 from jaxplain.models.weights.safetensors_file import read_safetensors, write_safetensors
-from jaxplain.models.weights.tensors import MemoryTensor
+from jaxplain.models.weights.tensors import FileTensor, MemoryTensor
 from jaxplain.preprocessing import Preprocessing
 
 FORMAT = "jaxplain"
+
+# What a header may hold, each as JSON: its type, and that in words.
+_KINDS = {
+    "architecture": (str, "a name"),
+    "num_classes": (int, "a number of classes"),
+    "class_names": (list, "a list of names"),
+    "recipe": (dict, "an object"),
+    "figures": (dict, "an object"),
+    "multilabel": (bool, "true or false"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +47,7 @@ class Weights:
         class_names: one a class, or empty.
         recipe: how it was trained: JSON values.
         figures: what it reaches, such as {"test_accuracy": 0.99}.
+        multilabel: whether each class has a sigmoid of its own, instead of one softmax for all.
     """
 
     variables: Any
@@ -46,6 +57,20 @@ class Weights:
     class_names: tuple[str, ...] = ()
     recipe: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     figures: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    multilabel: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What a file says of itself: the fields of `Weights`, empty where it says nothing."""
+
+    architecture: str = ""
+    num_classes: int | None = None
+    preprocessing: Preprocessing | None = None
+    class_names: tuple[str, ...] = ()
+    recipe: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    figures: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    multilabel: bool = False
 
 
 def save(path: str | Path, weights: Weights) -> None:
@@ -60,19 +85,52 @@ def save(path: str | Path, weights: Weights) -> None:
     broken = [name for name, values in arrays.items() if not np.isfinite(values).all()]
     if broken:
         raise ValueError(f"weights hold NaN or infinity in: {', '.join(broken)}")
-    _check_class_names(weights.class_names, weights.num_classes, "weights")
+    check_class_names(weights.class_names, weights.num_classes, "weights")
     about = {
         "architecture": weights.architecture,
         "num_classes": weights.num_classes,
         "class_names": weights.class_names,
         "recipe": weights.recipe,
         "figures": weights.figures,
-    }
+    } | ({"multilabel": True} if weights.multilabel else {})
     metadata = {key: json.dumps(value, sort_keys=True) for key, value in about.items()}
     if weights.preprocessing is not None:
         metadata["preprocessing"] = weights.preprocessing.to_json()
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_safetensors(path, arrays, {"format": FORMAT, **metadata})
+
+
+def read(path: str | Path) -> tuple[dict[str, FileTensor], Header]:
+    """Return the tensors of a file, still to be read, and what it says of itself.
+
+    What files with other names for their tensors say is not for us: their header counts as empty.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or its header is wrong.
+    """
+    tensors, metadata = read_safetensors(path)
+    if metadata.get("format") != FORMAT and not any(name.startswith("params/") for name in tensors):
+        return tensors, Header()
+    said = {key: _json(path, metadata, key) for key in _KINDS}
+    for key, (kind, expected) in _KINDS.items():
+        # A bool is an int to Python.
+        if said[key] is not None and type(said[key]) is not kind:
+            raise ValueError(f"{path}: {key} is {said[key]!r:.200}; expected {expected}")
+    classes, names = said["num_classes"], said["class_names"] or ()
+    if classes is not None and not 1 <= classes <= 1_000_000:
+        raise ValueError(f"{path}: num_classes is {classes!r:.200}; expected a number of classes")
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path}: class_names is {names!r:.200}; expected a list of names")
+    preprocessing = metadata.get("preprocessing")
+    return tensors, Header(
+        architecture=said["architecture"] or "",
+        num_classes=classes,
+        preprocessing=None if preprocessing is None else Preprocessing.from_json(preprocessing),
+        class_names=tuple(names),
+        recipe=said["recipe"] or {},
+        figures=said["figures"] or {},
+        multilabel=said["multilabel"] or False,
+    )
 
 
 def load(path: str | Path, architecture: Architecture, num_classes: int | None = None) -> Weights:
@@ -84,33 +142,60 @@ def load(path: str | Path, architecture: Architecture, num_classes: int | None =
     Args:
         path: the file.
         architecture: the network.
-        num_classes: length of the logits; None for what the file says, or the network's own.
+        num_classes: length of the logits; None for that of the file.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, its header is wrong, or it does not fit the network; all tensors
-            that do not are listed.
+        ValueError: it is damaged, its header is wrong, it is of another network, or it does not fit
+            the network; all tensors that do not are listed.
     """
-    tensors, metadata = read_safetensors(path)
-    said = {key: _json(path, metadata, key) for key in ("num_classes", "recipe", "figures")}
-    _check_header(path, said)
-    names = _json(path, metadata, "class_names") or ()
-    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{path}: class_names is {names!r:.200}; expected a list of names")
-    classes = num_classes or said["num_classes"] or architecture.num_classes
+    tensors, header = read(path)
+    check_architecture(header, architecture.name, str(path))
+    head = f"params/{architecture.build(1).head}/kernel"
+    found = header.num_classes
+    if found is None and head in tensors:
+        found = tensors[head].shape[-1] if tensors[head].shape else None
+    classes = agreed_classes(num_classes, found, f"{path} ({head})") or architecture.num_classes
     shapes = variable_shapes(architecture, classes)
     variables = fill(own_plan(shapes), shapes, tensors, source=str(path))
-    _check_class_names(tuple(names), classes, str(path))
-    preprocessing = metadata.get("preprocessing")
-    return Weights(
-        variables=variables,
-        architecture=str(_json(path, metadata, "architecture") or ""),
-        num_classes=classes,
-        preprocessing=None if preprocessing is None else Preprocessing.from_json(preprocessing),
-        class_names=tuple(names),
-        recipe=said["recipe"] or {},
-        figures=said["figures"] or {},
-    )
+    check_class_names(header.class_names, classes, str(path))
+    fields = {field.name: getattr(header, field.name) for field in dataclasses.fields(Header)}
+    return Weights(variables=variables, **(fields | {"num_classes": classes}))
+
+
+def agreed_classes(asked: int | None, found: int | None, source: str) -> int | None:
+    """Return the number of classes that weights have, or that was asked for; None if neither is.
+
+    Raises:
+        ValueError: the two differ.
+
+    Example:
+        >>> agreed_classes(None, 20, "a.pth"), agreed_classes(20, None, "a.pth")
+        (20, 20)
+        >>> agreed_classes(5, 20, "a.pth")
+        Traceback (most recent call last):
+            ...
+        ValueError: num_classes is 5, but a.pth has 20 classes; leave it out to take those
+    """
+    if asked is not None and found is not None and asked != found:
+        raise ValueError(
+            f"num_classes is {asked}, but {source} has {found} classes; leave it out to take those"
+        )
+    return found if asked is None else asked
+
+
+def check_architecture(header: Header, name: str, source: str) -> None:
+    """Raise ValueError if a file says that it is of another network than `name`."""
+    if header.architecture not in ("", name):
+        raise ValueError(
+            f"{source} holds weights of {header.architecture!r}, which are none of {name!r}"
+        )
+
+
+def check_class_names(names: tuple[str, ...], classes: int, source: str) -> None:
+    """Raise ValueError unless there are no names, or one a class."""
+    if names and len(names) != classes:
+        raise ValueError(f"{source}: {len(names)} class names for {classes} classes")
 
 
 def from_mapping(
@@ -145,17 +230,3 @@ def _json(path: str | Path, metadata: Mapping[str, str], key: str) -> Any:
         return json.loads(metadata[key])
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: {key} in the header is not JSON: {error}") from error
-
-
-def _check_header(path: str | Path, said: Mapping[str, Any]) -> None:
-    classes = said["num_classes"]
-    if classes is not None and (type(classes) is not int or not 1 <= classes <= 1_000_000):
-        raise ValueError(f"{path}: num_classes is {classes!r:.200}; expected a number of classes")
-    for key in ("recipe", "figures"):
-        if said[key] is not None and not isinstance(said[key], dict):
-            raise ValueError(f"{path}: {key} is a {type(said[key]).__name__}; expected an object")
-
-
-def _check_class_names(names: tuple[str, ...], classes: int, source: str) -> None:
-    if names and len(names) != classes:
-        raise ValueError(f"{source}: {len(names)} class names for {classes} classes")

@@ -1,6 +1,7 @@
 """Files are those of the safetensors library, and damage is found."""
 
 import json
+import os
 import struct
 
 import numpy as np
@@ -97,5 +98,16 @@ def test_nothing_is_left_when_a_file_cannot_be_written(tmp_path):
     with pytest.raises(OSError, match="directory"):
         write_safetensors(tmp_path / "a.safetensors", ARRAYS, {})
     assert list(tmp_path.iterdir()) == [tmp_path / "a.safetensors"]
-    with pytest.raises(FileNotFoundError):
-        write_safetensors(tmp_path / "no" / "a.safetensors", ARRAYS, {})
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        write_safetensors(tmp_path / "file" / "a.safetensors", ARRAYS, {})
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_a_file_has_the_rights_that_the_user_gives_new_files(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        write_safetensors(tmp_path / "a.safetensors", {"a": np.zeros(2, np.float32)}, {})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o666 & ~mask

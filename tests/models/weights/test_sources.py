@@ -106,10 +106,43 @@ def test_what_cannot_be_read_is_refused_by_name(source, error, message):
         loader(source, 4)
 
 
-def test_another_number_of_classes_is_a_wrong_shape(tmp_path):
-    path = write_state_dict(tmp_path / "a.pth", state_dict())
-    with pytest.raises(ValueError, match=r"2 of another shape: .*\(4, 6\), expected \(7, 6\)"):
-        TINY(path, 7)
+@pytest.mark.parametrize("kind", ["pth", "torch.safetensors", "own.safetensors", "mapping"])
+def test_the_head_tells_the_number_of_classes(tmp_path, kind, expected):
+    source = path = tmp_path / f"a.{kind}"
+    if kind == "pth":
+        write_state_dict(path, state_dict())
+    elif kind == "mapping":
+        source = state_dict()
+    elif kind == "torch.safetensors":
+        save_file(state_dict(), path, {"format": "pt", "architecture": "theirs"})
+    else:
+        store.save(path, store.Weights(expected, "tiny", 4))
+    for classes in (None, 4):
+        found = TINY(source, classes)
+        assert same(found.variables, expected)
+        assert found.num_classes == 4
+    with pytest.raises(ValueError, match=r"num_classes is 7, but .*\) has 4 classes; leave it out"):
+        TINY(source, 7)
+
+
+def test_matconvnets_head_tells_the_number_of_classes(tmp_path):
+    write_matconvnet(tmp_path / "a.mat")
+    plain = Loader("plain", Plain())
+    assert plain(tmp_path / "a.mat", None).num_classes == 4
+    with pytest.raises(ValueError, match=r"num_classes is 9, but .* has 4 classes"):
+        plain(tmp_path / "a.mat", 9)
+
+
+def test_weights_of_another_network_are_refused(tmp_path, expected):
+    store.save(tmp_path / "a.safetensors", store.Weights(expected, "huge", 4))
+    with pytest.raises(ValueError, match="holds weights of 'huge', which are none of 'tiny'"):
+        TINY(tmp_path / "a.safetensors", None)
+
+
+def test_a_header_without_names_leaves_those_of_imagenet(tmp_path):
+    variables = TINY(thousand(), None).variables
+    store.save(tmp_path / "a.safetensors", store.Weights(variables, "tiny", 1000))
+    assert TINY(tmp_path / "a.safetensors", None).class_names == imagenet.class_names()
 
 
 def test_a_published_file_is_verified_wherever_it_lies(tmp_path):
@@ -219,7 +252,7 @@ def test_a_wrong_file_in_the_cache_is_refused(cache, content):
 def test_published_weights_have_a_thousand_classes(content):
     loader = loader_for("http://127.0.0.1:9/tiny-1.pth", content)
     with pytest.raises(
-        ValueError, match="weights 'imagenet' of 'tiny' are for 1000 classes, not 4"
+        ValueError, match="num_classes is 4, but 'imagenet' of 'tiny' has 1000 classes"
     ):
         loader("imagenet", 4)
 
