@@ -71,7 +71,7 @@ def train_classifier(
         def show(now: "Progress") -> None:
             text = f"{name}: loss {now.loss:.3f}"
             if now.history:
-                best = max(epoch.validation_accuracy for epoch in now.history)
+                best = max(epoch.validation_score for epoch in now.history)
                 text += f", {percent(best)} of the validation pictures right"
             advance(text, done=now.step, total=now.steps)
 
@@ -86,7 +86,7 @@ def train_classifier(
         )
     store.save(out, result.weights)
     say(
-        f"{name}: {percent(result.accuracy)} of the test pictures right after "
+        f"{name}: {percent(result.score)} of the test pictures right after "
         f"{len(result.history)} epochs, {duration(result.seconds)}"
     )
     say(out)

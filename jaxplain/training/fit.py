@@ -1,15 +1,10 @@
-"""Training: one jitted step, a loop on the host around it, checkpoints, early stopping.
-
-The loop is on the host because XLA's CPU backend compiles the weight gradient of a convolution
-inside `lax.scan` to something two orders of magnitude slower than outside (measured, JAX 0.10.2).
-Steps are long enough for it not to matter; the host looks at a loss only every `SYNC` steps.
+"""Training of the networks that ship with the package, from the beginning.
 
 Convolutions are trained with batch norm, which is then folded into them: the network that comes out
-has none, and is the same function.
+has none, and is the same function. The loop is that of `jaxplain.training.loop`.
 """
 
 import dataclasses
-import functools
 import time
 import zlib
 from collections.abc import Callable
@@ -19,55 +14,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float, Int, UInt8
 
+from jaxplain.checkpoints import Checkpoints
+from jaxplain.data.labelled import Data
 from jaxplain.models import find_architecture, load_model
 from jaxplain.models.lenet import LeNet, fold_batch_norm
 from jaxplain.models.weights.store import Weights
 from jaxplain.preprocessing import Preprocessing
-from jaxplain.checkpoints import Checkpoints
 from jaxplain.training.evidence import find_evidence
+from jaxplain.training.loop import Epoch, Loop, Progress, best_epoch
+from jaxplain.training.objectives import OBJECTIVES, check_labels
 from jaxplain.training.predict import normalise, predict
-from jaxplain.training.recipes import Data, Recipe, find_recipe, load_data
+from jaxplain.training.recipes import Recipe, find_recipe, load_data
 
-SYNC = 10
-"""Steps between two looks at the loss."""
-
-SAVE = 50
-"""Steps between two checkpoints."""
-
-
-class Epoch(NamedTuple):
-    """One pass over the training pictures.
-
-    Attributes:
-        loss: mean cross-entropy while training, in nats.
-        accuracy: share of the training pictures that were right when they came.
-        validation_loss: mean cross-entropy of the validation pictures, in nats.
-        validation_accuracy: share of them that is right.
-    """
-
-    loss: float
-    accuracy: float
-    validation_loss: float
-    validation_accuracy: float
-
-
-class Progress(NamedTuple):
-    """How far a training is.
-
-    Attributes:
-        step: steps done.
-        steps: steps at most.
-        loss: mean cross-entropy of the last few steps.
-        history: the epochs done.
-    """
-
-    step: int
-    steps: int
-    loss: float
-    history: tuple[Epoch, ...]
+_OBJECTIVE = OBJECTIVES["softmax"]
 
 
 class TrainResult(NamedTuple):
@@ -76,30 +37,15 @@ class TrainResult(NamedTuple):
     Attributes:
         weights: ready for `save`; recipe and accuracy are in it.
         history: its epochs.
-        accuracy: share of the test pictures that is right.
+        score: of the test pictures: the share that is right, or the mean average precision where
+            pictures have several classes.
         seconds: of this run, without what was resumed.
     """
 
     weights: Weights
     history: tuple[Epoch, ...]
-    accuracy: float
+    score: float
     seconds: float
-
-
-class State(NamedTuple):
-    """What training changes: arrays only.
-
-    Attributes:
-        variables: of the network with batch norm.
-        optimiser: state of AdamW.
-        best: variables of the best epoch so far.
-        totals: (2,) sums of losses and of right answers in this epoch.
-    """
-
-    variables: Any
-    optimiser: Any
-    best: Any
-    totals: Float[Array, "2"]
 
 
 def train(
@@ -167,7 +113,8 @@ def fit(
     preprocessing = architecture.preprocessing
     _check(data, preprocessing, recipe)
     network = architecture.build(len(data.class_names)).clone(batch_norm=True)
-    loop = _Loop(network, recipe, preprocessing, data, seed, progress or (lambda _: None))
+    learner = _Whole(network, recipe, preprocessing, data, seed)
+    loop = Loop(learner, recipe, seed, progress or (lambda _: None))
     if checkpoint_dir is None:
         state, history = loop.run(None)
     else:
@@ -176,9 +123,9 @@ def fit(
             state, history = loop.run(checkpoints)
     variables = jax.tree.map(np.asarray, fold_batch_norm(state.best))
     logits = predict(network.clone(batch_norm=False), variables, data.test, preprocessing)
-    accuracy = float(np.mean(logits.argmax(-1) == data.test.labels))
-    best = history[_best_epoch(history)]
-    figures = {"test_accuracy": accuracy, "validation_accuracy": best.validation_accuracy}
+    accuracy = _OBJECTIVE.score(logits, data.test.labels)
+    best = history[best_epoch(history)]
+    figures = {"test_accuracy": accuracy, "validation_accuracy": best.validation_score}
     weights = Weights(
         variables=variables,
         architecture=recipe.name,
@@ -197,138 +144,54 @@ def fit(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Loop:
-    """The host loop."""
+class _Whole:
+    """A network with batch norm, all of which is trained."""
 
     network: LeNet
     recipe: Recipe
     preprocessing: Preprocessing
     data: Data
     seed: int
-    progress: Callable[[Progress], None]
+    frozen: Any = None
 
-    @property
-    def steps_per_epoch(self) -> int:
-        # A last, smaller batch would be another program; these pictures come next time.
-        return len(self.data.train.labels) // self.recipe.batch_size
+    def __len__(self) -> int:
+        return len(self.data.train.labels)
 
-    @functools.cached_property
-    def optimiser(self) -> optax.GradientTransformation:
-        rate = optax.warmup_cosine_decay_schedule(
-            0.0,
-            self.recipe.learning_rate,
-            self.recipe.warmup,
-            max(self.steps_per_epoch * self.recipe.epochs, self.recipe.warmup + 1),
-            self.recipe.learning_rate / 100,
-        )
-        decayed = functools.partial(jax.tree.map, lambda leaf: leaf.ndim > 1)
-        return optax.adamw(rate, weight_decay=self.recipe.weight_decay, mask=decayed)
-
-    def first(self) -> State:
-        """Return the state before the first step."""
+    def first(self) -> dict[str, Any]:
+        """Return random variables."""
         key = jax.random.fold_in(jax.random.key(self.seed), 0)
-        images = jnp.zeros((1, *self.preprocessing.input_shape))
-        variables = jax.jit(self.network.init)(key, images)
-        optimiser = jax.jit(self.optimiser.init)(variables["params"])
-        return State(variables, optimiser, variables, jnp.zeros(2))
-
-    @functools.cached_property
-    def step(self) -> Callable[[State, jax.Array, jax.Array, jax.Array], State]:
-        """One step: (state, key, pictures, labels) -> state."""
-
-        def loss(params: Any, statistics: Any, inputs: jax.Array, labels: jax.Array) -> Any:
-            logits, changed = self.network.apply(
-                {"params": params, "batch_stats": statistics},
-                inputs,
-                train=True,
-                mutable=["batch_stats"],
-            )
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            return losses.mean(), (changed["batch_stats"], (logits.argmax(-1) == labels).mean())
-
-        @jax.jit
-        def step(state: State, key: jax.Array, images: jax.Array, labels: jax.Array) -> State:
-            shift, noise = jax.random.split(key)
-            images = shifted(shift, images, self.recipe.shift)
-            inputs = normalise(images, self.preprocessing)
-            inputs = noisy(noise, inputs, self.recipe.noise, self.preprocessing)
-            params, statistics = state.variables["params"], state.variables["batch_stats"]
-            (value, (statistics, right)), slope = jax.value_and_grad(loss, has_aux=True)(
-                params, statistics, inputs, labels
-            )
-            updates, optimiser = self.optimiser.update(slope, state.optimiser, params)
-            params = optax.apply_updates(params, updates)
-            variables = {"params": params, "batch_stats": statistics}
-            totals = state.totals + jnp.stack([value, right])
-            return State(variables, optimiser, state.best, totals)
-
-        return step
-
-    def run(self, checkpoints: Checkpoints | None) -> tuple[State, tuple[Epoch, ...]]:
-        """Train to the end; return the last state and the epochs."""
-        state, done, history = self.first(), 0, ()
-        if checkpoints is not None and (found := checkpoints.resume(state)) is not None:
-            done, kept, notes = found
-            state = jax.tree.map(jnp.asarray, kept)
-            history = tuple(Epoch(*values) for values in notes["history"])
-        steps, key = self.steps_per_epoch, jax.random.fold_in(jax.random.key(self.seed), 1)
-        total = steps * self.recipe.epochs
-        looked, before = done, float(state.totals[0])
-        while len(history) < self.recipe.epochs and not self.stalled(history):
-            epoch = len(history)
-            order = self.order(epoch)
-            while done < (epoch + 1) * steps:
-                rows = order[done - epoch * steps]
-                pictures = jnp.asarray(self.data.train.images[rows])
-                labels = jnp.asarray(self.data.train.labels[rows])
-                state = self.step(state, jax.random.fold_in(key, done), pictures, labels)
-                done += 1
-                if done % SYNC == 0 or done == (epoch + 1) * steps:
-                    now = float(state.totals[0])
-                    loss = (now - before) / (done - looked)
-                    looked, before = done, now
-                    self.progress(Progress(done, total, loss, history))
-                if checkpoints is not None and done % SAVE == 0 and done < (epoch + 1) * steps:
-                    checkpoints.save(done, state, {"history": [list(e) for e in history]})
-            state, history = self.end_epoch(state, history)
-            before = 0.0
-            if checkpoints is not None:
-                checkpoints.save(done, state, {"history": [list(e) for e in history]})
-            self.progress(Progress(done, total, history[-1].loss, history))
-        return state, history
-
-    def order(self, epoch: int) -> np.ndarray:
-        """Return which pictures each step of an epoch takes, (steps, batch)."""
-        random = np.random.Generator(np.random.PCG64([self.seed, epoch]))
-        order = random.permutation(len(self.data.train.labels))
-        return order[: self.steps_per_epoch * self.recipe.batch_size].reshape(
-            self.steps_per_epoch, self.recipe.batch_size
+        return dict(
+            jax.jit(self.network.init)(key, jnp.zeros((1, *self.preprocessing.input_shape)))
         )
 
-    def end_epoch(
-        self, state: State, history: tuple[Epoch, ...]
-    ) -> tuple[State, tuple[Epoch, ...]]:
-        """Look at the validation pictures, and keep the variables if they are the best so far."""
-        means = np.asarray(state.totals) / self.steps_per_epoch
-        if not np.isfinite(means).all():
-            raise ValueError(
-                f"the loss is {means[0]} in epoch {len(history) + 1}; expected a finite one: lower "
-                f"the learning rate, {self.recipe.learning_rate}"
-            )
+    def fetch(self, rows: np.ndarray) -> tuple[jax.Array, jax.Array]:
+        """Return some of the pictures and labels."""
+        images: Any = self.data.train.images
+        return jnp.asarray(images[rows]), jnp.asarray(self.data.train.labels[rows])
+
+    def loss(
+        self, params: Any, statistics: Any, frozen: Any, inputs: Any, labels: Any, key: jax.Array
+    ) -> tuple[jax.Array, tuple[Any, jax.Array]]:
+        """Return the loss of moved, noisy pictures, and (statistics, share that is right)."""
+        del frozen
+        shift, noise = jax.random.split(key)
+        inputs = normalise(shifted(shift, inputs, self.recipe.shift), self.preprocessing)
+        inputs = noisy(noise, inputs, self.recipe.noise, self.preprocessing)
+        logits, changed = self.network.apply(
+            {"params": params, "batch_stats": statistics},
+            inputs,
+            train=True,
+            mutable=["batch_stats"],
+        )
+        right = _OBJECTIVE.right(logits, labels)
+        return _OBJECTIVE.loss(logits, labels), (changed["batch_stats"], right)
+
+    def measure(self, variables: Any) -> tuple[float, float]:
+        """Return loss and accuracy of the validation pictures."""
         validation = self.data.validation
-        logits = predict(self.network, state.variables, validation, self.preprocessing)
-        losses = optax.softmax_cross_entropy_with_integer_labels(
-            jnp.asarray(logits), jnp.asarray(validation.labels)
-        )
-        right = np.mean(logits.argmax(-1) == validation.labels)
-        epoch = Epoch(float(means[0]), float(means[1]), float(losses.mean()), float(right))
-        history = (*history, epoch)
-        best = state.variables if _best_epoch(history) == len(history) - 1 else state.best
-        return state._replace(best=best, totals=jnp.zeros(2)), history
-
-    def stalled(self, history: tuple[Epoch, ...]) -> bool:
-        """Say whether to stop early."""
-        return bool(history) and len(history) - 1 - _best_epoch(history) >= self.recipe.patience
+        logits = predict(self.network, variables, validation, self.preprocessing)
+        loss = _OBJECTIVE.loss(jnp.asarray(logits), jnp.asarray(validation.labels))
+        return float(loss), _OBJECTIVE.score(logits, validation.labels)
 
 
 def shifted(
@@ -359,27 +222,19 @@ def noisy(
     return inputs + deviation * jax.random.normal(key, inputs.shape)
 
 
-def _best_epoch(history: tuple[Epoch, ...]) -> int:
-    """The number of the epoch with the most right, or of these that with the least loss."""
-    scores = [(-epoch.validation_accuracy, epoch.validation_loss) for epoch in history]
-    return scores.index(min(scores))
-
-
 def _check(data: Data, preprocessing: Preprocessing, recipe: Recipe) -> None:
     classes = len(data.class_names)
     for split, part in zip(Data._fields, data[:3], strict=False):
-        shape, labels = part.images.shape, part.labels
-        if part.images.dtype != np.uint8 or shape[1:] != preprocessing.input_shape:
+        images, labels = np.asarray(part.images), part.labels
+        shape = images.shape
+        if images.dtype != np.uint8 or shape[1:] != preprocessing.input_shape:
             raise ValueError(
-                f"{split} pictures are {part.images.dtype} {shape}; "
+                f"{split} pictures are {images.dtype} {shape}; "
                 f"expected uint8 (n, {', '.join(map(str, preprocessing.input_shape))})"
             )
         if len(labels) != shape[0] or len(labels) == 0:
             raise ValueError(f"{split} has {shape[0]} pictures and {len(labels)} labels")
-        if labels.min() < 0 or labels.max() >= classes:
-            raise ValueError(
-                f"{split} has labels {labels.min()} to {labels.max()}; expected 0 to {classes - 1}"
-            )
+        check_labels(labels, classes, _OBJECTIVE, split)
     if recipe.batch_size > len(data.train.labels):
         raise ValueError(
             f"batch_size is {recipe.batch_size}; expected at most the {len(data.train.labels)} "
@@ -391,6 +246,6 @@ def _fingerprint(data: Data) -> int:
     """A checksum of all that is learned from."""
     checksum = zlib.crc32("\0".join(data.class_names).encode())
     for part in (data.train, data.validation):
-        for array in (part.images, part.labels.astype(np.int64)):
+        for array in (np.asarray(part.images), part.labels.astype(np.int64)):
             checksum = zlib.crc32(np.ascontiguousarray(array).data, checksum)
     return checksum

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+from jaxplain.data.labelled import Pictures
 from jaxplain.preprocessing import Preprocessing
-from jaxplain.training.recipes import Pictures
 
 _PREDICT = 100
 
@@ -18,9 +18,9 @@ def predict(
     network: Any, variables: Any, pictures: Pictures, preprocessing: Preprocessing
 ) -> Float[np.ndarray, "n classes"]:
     """Return the logits of pictures, computed a hundred at a time."""
-    logits = []
-    for start in range(0, len(pictures.images), _PREDICT):
-        images = pictures.images[start : start + _PREDICT]
+    logits, whole = [], np.asarray(pictures.images)
+    for start in range(0, len(whole), _PREDICT):
+        images = whole[start : start + _PREDICT]
         # The last ones are filled up, so that one program serves all.
         padded = np.pad(images, [(0, _PREDICT - len(images)), (0, 0), (0, 0), (0, 0)])
         found = _logits(network, preprocessing, variables, padded)

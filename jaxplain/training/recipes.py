@@ -1,40 +1,9 @@
 """What the shipped networks are trained on, and how."""
 
 import dataclasses
-from typing import NamedTuple
 
-import numpy as np
-from jaxtyping import Int, UInt8
-
+from jaxplain.data.labelled import Data, Pictures
 from jaxplain.names import unknown
-
-
-class Pictures(NamedTuple):
-    """Pictures with their classes.
-
-    Attributes:
-        images: (n, h, w, c) uint8, at the size that the network takes; c is 1 or 3.
-        labels: (n,) ints from 0.
-    """
-
-    images: UInt8[np.ndarray, "n h w c"]
-    labels: Int[np.ndarray, " n"]
-
-
-class Data(NamedTuple):
-    """What a network is trained on.
-
-    Attributes:
-        train: pictures that it learns from.
-        validation: pictures that decide when to stop and which weights to keep.
-        test: pictures that nothing depends on.
-        class_names: one a class.
-    """
-
-    train: Pictures
-    validation: Pictures
-    test: Pictures
-    class_names: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,11 +15,13 @@ from jaxplain.models import load_model
 from jaxplain.models.weights import store
 from jaxplain.preprocessing import Preprocessing
 from jaxplain.training import Data, Pictures, Recipe, find_recipe, fit, train
-from jaxplain.training.fit import Epoch, _best_epoch, noisy, shifted
+from jaxplain.training.fit import noisy, shifted
+from jaxplain.training.loop import Epoch, best_epoch
 from jaxplain.training.predict import normalise, predict
 
 # The package's `fit` is the function; this is the module of that name.
 MODULE = sys.modules["jaxplain.training.fit"]
+LOOP = sys.modules["jaxplain.training.loop"]
 SETTINGS = {"epochs": 3, "batch_size": 8, "learning_rate": 1e-3}
 
 
@@ -48,13 +50,13 @@ def leaves(result) -> list[np.ndarray]:
 
 
 def test_it_learns_and_says_so(uninterrupted):
-    assert uninterrupted.accuracy >= 0.9
+    assert uninterrupted.score >= 0.9
     assert uninterrupted.history[-1].loss < uninterrupted.history[0].loss
     weights = uninterrupted.weights
     assert weights.class_names == ("left", "middle", "right")
     assert weights.recipe["epochs"] == 3
     assert weights.recipe["pictures"] == [48, 12, 30]
-    assert weights.figures["test_accuracy"] == uninterrupted.accuracy
+    assert weights.figures["test_accuracy"] == uninterrupted.score
 
 
 def test_the_weights_make_the_model_that_was_measured(uninterrupted, tmp_path):
@@ -62,7 +64,7 @@ def test_the_weights_make_the_model_that_was_measured(uninterrupted, tmp_path):
     model = load_model("digits", tmp_path / "w.safetensors")
     test = made_up().test
     logits = model(jnp.asarray(model.preprocessing.batch(list(test.images))))
-    assert np.mean(np.asarray(logits).argmax(-1) == test.labels) == uninterrupted.accuracy
+    assert np.mean(np.asarray(logits).argmax(-1) == test.labels) == uninterrupted.score
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(uninterrupted):
@@ -76,9 +78,9 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(uninterrup
 KILLED = """
 import os, signal, sys
 sys.path[:0] = [{tests!r}]
-from training.test_fit import MODULE, SETTINGS, made_up
+from training.test_fit import LOOP, SETTINGS, made_up
 from jaxplain.training import train
-MODULE.SAVE = MODULE.SYNC = 4
+LOOP.SAVE = LOOP.SYNC = 4
 
 def progress(now):
     if now.step >= 11:
@@ -93,8 +95,8 @@ def test_a_killed_training_goes_on_to_the_same_weights(uninterrupted, tmp_path, 
     script = KILLED.format(tests=str(Path(__file__).parents[1]), folder=str(tmp_path / "kept"))
     run = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[2])
     assert run.returncode == -signal.SIGKILL
-    monkeypatch.setattr(MODULE, "SAVE", 4)
-    monkeypatch.setattr(MODULE, "SYNC", 4)
+    monkeypatch.setattr(LOOP, "SAVE", 4)
+    monkeypatch.setattr(LOOP, "SYNC", 4)
     seen = []
     resumed = train(
         "digits",
@@ -125,7 +127,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(uninterrupted, tmp_path, 
 
 
 def test_progress_counts_up_to_the_end(monkeypatch):
-    monkeypatch.setattr(MODULE, "SYNC", 4)
+    monkeypatch.setattr(LOOP, "SYNC", 4)
     seen = []
     result = train("digits", data=made_up(), progress=seen.append, **(SETTINGS | {"epochs": 2}))
     assert [now.step for now in seen] == [4, 6, 6, 8, 12, 12]
@@ -161,14 +163,14 @@ def test_it_stops_early_and_keeps_the_best(monkeypatch):
 
     monkeypatch.setattr(MODULE, "predict", worse_and_worse)
     result = fit(recipe, made_up())
-    assert [epoch.validation_accuracy for epoch in result.history] == [0, 1, 0, 0]
+    assert [epoch.validation_score for epoch in result.history] == [0, 1, 0, 0]
     kernel = asked[1]["params"]["logits"]["kernel"]
     np.testing.assert_array_equal(result.weights.variables["params"]["logits"]["kernel"], kernel)
 
 
-def test_the_best_epoch_is_the_most_accurate_then_the_surest():
+def test_thebest_epoch_is_the_most_accurate_then_the_surest():
     epochs = [Epoch(0, 0, loss, accuracy) for loss, accuracy in [(1, 0.9), (0.5, 0.9), (0.1, 0.8)]]
-    assert _best_epoch(tuple(epochs)) == 1
+    assert best_epoch(tuple(epochs)) == 1
 
 
 def test_a_loss_that_is_not_finite_is_an_error():
