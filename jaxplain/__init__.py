@@ -36,6 +36,8 @@ from jaxplain.trace import (
 )
 from jaxplain.trace.folding import fold_batch_norm
 
+__version__: str
+
 __all__ = [
     "METHODS",
     "MODELS",
@@ -72,3 +74,12 @@ __all__ = [
     "smooth_grad",
     "split",
 ]
+
+
+def __getattr__(name: str) -> str:
+    """Look the version up when it is asked for: reading it takes longer than most imports."""
+    if name == "__version__":
+        from importlib import metadata
+
+        return metadata.version("jaxplain")
+    raise AttributeError(f"module 'jaxplain' has no attribute {name!r}")

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jaxplain.report import Case, Explained, Interval, MethodEntry, Report, Scores, Section
+from jaxplain.report import Case, Explained, Interval, MethodEntry, Report, Scores, Section, Whole
 
 PAYLOADS = (
     "<script>document.title='stolen'</script>",
@@ -42,10 +42,26 @@ def example(
     thresholds = np.linspace(0, 1, 5)
     scores = Scores(
         images=24,
-        metrics={"iou_area": {method.name: Interval(0.4, 0.35, 0.45) for method in methods}},
+        metrics={
+            "iou_area": {method.name: Interval(0.4, 0.35, 0.45) for method in methods},
+            "energy": {
+                name: Interval(mean, mean - 0.01, mean + 0.01)
+                for name, mean in (("gradient", 0.6), ("mine", 0.12), ("noise", 0.05))
+            },
+        },
         thresholds=thresholds,
         curves={method.name: np.sin(3 * thresholds) for method in methods},
-        by_class={name: {"gradient": 0.5} for name in names},
+        by_class={
+            name: {
+                "iou_area": {"gradient": Interval(0.5 + number / 100, 0.31, 0.69)},
+                "energy": {
+                    "gradient": Interval(0.21, 0.2, 0.22),
+                    "mine": Interval(0.212, 0.2, 0.22),
+                },
+            }
+            for number, name in enumerate(names)
+        },
+        noise="noise",
     )
 
     def case(number, mask):
@@ -63,6 +79,10 @@ def example(
             ],
             truth=number,
             mask=mask,
+            entered="" if mask is not None else "the middle 60 × 40 of its 90 × 80 pixels",
+            whole=None
+            if mask is not None
+            else Whole(random.integers(0, 256, (80, 90, 3), np.uint8), (20.0, 15.0, 40.0, 60.0)),
         )
 
     mask = np.zeros((20, 30), bool)
@@ -87,6 +107,7 @@ def example(
                 methods,
                 [case(0, None)],
                 skipped={"CAM": "no global average"},
+                caution="It has seen little.",
             ),
         ],
         {"jaxplain": "0.1.0", "Seed": "0"},

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import warnings
+from importlib import metadata
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ from typer.testing import CliRunner
 import jaxplain.methods
 import jaxplain.models
 import jaxplain.training
-from jaxplain.cli import app, compilation, explain
+from jaxplain.cli import app, compilation, console, explain, pictures, request
 from jaxplain.cli.console import one_line
 from jaxplain.methods import Explanation, Method
 from jaxplain.model import Model
@@ -97,6 +99,7 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(jaxplain.methods, "METHODS", METHODS)
     monkeypatch.setattr(jaxplain.models, "load_model", load_tiny)
     monkeypatch.setenv(compilation.SWITCH, "off")
+    monkeypatch.setattr(console, "PATIENCE", np.inf)
     monkeypatch.setenv("COLUMNS", "400")
     monkeypatch.chdir(tmp_path)
     cached = jax.config.jax_enable_compilation_cache
@@ -198,17 +201,43 @@ def test_a_seed_repeats_and_another_does_not(picture):
 
 @pytest.mark.parametrize(
     ("text", "wanted"),
-    [("green", 1), ("0", 0), ("3", 5), ("top1", "top1"), (" top5 ", "top5"), ("<b>blue</b>", 2)],
+    [
+        ("green", 1),
+        ("0", 0),
+        ("3", 5),
+        ("top1", "top1"),
+        (" top5 ", "top5"),
+        ("<b>blue</b>", 2),
+        ("<B>Blue</B>", 2),
+        ("DARK", 3),
+    ],
 )
 def test_targets_are_names_before_numbers(text, wanted):
-    assert explain.parse_target(text, CLASSES) == wanted
+    assert request.parse_target(text, CLASSES) == wanted
+
+
+def test_a_name_in_the_same_capitals_goes_before_others():
+    names = ("Cardigan", "cardigan", "crane", "crane")
+    assert request.parse_target("cardigan", names) == 1
+    with pytest.raises(ValueError, match=r"one of several: 0 \(Cardigan\), 1 \(cardigan\)"):
+        request.parse_target("CARDIGAN", names)
+    with pytest.raises(ValueError, match=r"2 \(crane\), 3 \(crane\); give the number"):
+        request.parse_target("crane", names)
+
+
+def test_classes_without_names_have_numbers():
+    assert request.parse_target("999", ()) == 999
+    with pytest.raises(ValueError, match="nobody named the classes"):
+        request.parse_target("rose", ())
+    with pytest.raises(ValueError, match="numbered from 0 on"):
+        request.parse_target("-1", ())
 
 
 def test_targets_come_likeliest_first():
     chances = np.float32([[0.1, 0.7, 0.2]])
-    assert explain.pick_targets("top5", chances).tolist() == [[1, 2, 0]]
-    assert explain.pick_targets("top1", chances).tolist() == [[1]]
-    assert explain.pick_targets(2, np.repeat(chances, 2, 0)).tolist() == [[2], [2]]
+    assert request.pick_targets("top5", chances).tolist() == [[1, 2, 0]]
+    assert request.pick_targets("top1", chances).tolist() == [[1]]
+    assert request.pick_targets(2, np.repeat(chances, 2, 0)).tolist() == [[2], [2]]
 
 
 @pytest.mark.parametrize("model", ["rgb", "grey"])
@@ -225,8 +254,38 @@ def test_rotated_photographs_are_shown_upright(picture):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(np.zeros((30, 60, 3), np.uint8)).save(path, exif=exif)
-    read = explain.read_pictures([path], tiny("rgb"))
+    read = pictures.read_pictures([path], tiny("rgb"))
     assert read.shown[0].shape == (60, 30, 3)
+    assert read.wholes == [None]
+    assert read.entered == ["all of its 30 × 60 pixels, squashed to 16 × 16; drawn here unsquashed"]
+
+
+def test_what_a_crop_leaves_out_is_shown(picture):
+    shape = Preprocessing((16, 16), (0.5,) * 3, (0.25,) * 3, resize=24)
+    model = dataclasses.replace(tiny("rgb"), preprocessing=shape)
+    path = picture.with_name("wide.png")
+    pixels = np.zeros((600, 900, 3), np.uint8)
+    pixels[100:500, 250:650] = 255  # the centre, 16 of 24 rows of 25 pixels
+    Image.fromarray(pixels).save(path)
+    read = pictures.read_pictures([path], model)
+    assert read.shown[0].shape == (384, 384, 3)
+    assert read.shown[0].min() == 255
+    whole = read.wholes[0]
+    assert whole.picture.shape == (256, 384, 3)
+    np.testing.assert_allclose(np.array(whole.region) * 900 / 384, (100, 250, 400, 400))
+    assert read.entered == ["the middle 400 × 400 of its 900 × 600 pixels, brought to 16 × 16"]
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        ((16, 16), ""),
+        ((333, 334), "all of its 334 × 333 pixels, brought to 16 × 16"),
+        ((300, 400), "all of its 400 × 300 pixels, squashed to 16 × 16; drawn here unsquashed"),
+    ],
+)
+def test_a_picture_is_said_to_be_squashed_only_if_it_is(size, said):
+    assert pictures.fitted(tiny("rgb").preprocessing, size) == said
 
 
 def test_names_that_look_like_html_or_a_terminal_s_orders_stay_text(tmp_path, picture):
@@ -243,9 +302,12 @@ def test_names_that_look_like_html_or_a_terminal_s_orders_stay_text(tmp_path, pi
     [
         (["--methods", "inc"], ["unknown method 'inc'", "nearest: ink"]),
         (["--methods", " , "], ["--methods names none"]),
+        (["--methods", "inc,ink,zzz"], ["unknown methods 'inc' (nearest: ink), 'zzz'"]),
         (["--model", "rgbb"], ["unknown model 'rgbb'", "nearest: rgb"]),
         (["--target", "gren"], ["unknown class 'gren'", "nearest: green"]),
-        (["--target", "17"], ["unknown class '17'"]),
+        (["--target", "gren"], ["whatever its capitals, a number from 0 to 5, top1 or top5"]),
+        (["--target", "17"], ["class 17 is unknown", "numbered from 0 to 5"]),
+        (["--target", "-1"], ["class -1 is unknown", "numbered from 0 to 5"]),
         (["--layer", "color"], ["unknown layer 'color'", "nearest: colour"]),
         (["--layer", "colour", "--methods", "ink"], ["--layer colour has no meaning for ink"]),
         (["--weights", "nan"], ["not finite", "weights"]),
@@ -265,6 +327,65 @@ def test_what_cannot_be_is_refused_in_one_line_and_nothing_is_written(
     words = words if "--model" in words else ["--model", "rgb", *words]
     refused(run("explain", picture, *words), *expected)
     assert outputs(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["vgg16"], ["--model vgg16 brings no weights", "imagenet, random, hf:owner/name or a"]),
+        (["vgg16", "--weights", "imagnet"], ["'imagnet' is neither a file nor", "imagenet"]),
+        (["digits", "--weights", "zzz"], ["'zzz' is neither a file", "shipped, random or a file"]),
+        (["digits", "--weights", "hf:a/b"], ["'hf:a/b' is neither a file"]),
+    ],
+)
+def test_weights_that_cannot_be_meant_are_told_what_there_is(tmp_path, picture, words, expected):
+    refused(run("explain", picture, "--model", *words), *expected)
+    assert outputs(tmp_path) == []
+
+
+def test_without_a_model_it_is_said_which_one_answers_and_what_it_knows(
+    tmp_path, picture, monkeypatch
+):
+    monkeypatch.setattr(jaxplain.models, "load_model", lambda name, weights: tiny(name))
+    result = run("explain", picture, "--methods", "ink")
+    assert result.exit_code == 0, result.output
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("no --model given: an8flower-single-6c answers, which knows red, green")
+    assert "--model vgg16 --weights imagenet" in line
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "trained on one kind of picture alone (rendered flowers" in text
+    assert "This network knows 6 classes and no others: red, green" in text
+    assert "squashed to 16 × 16" in text
+
+    named = run("explain", picture, "--methods", "ink", "--model", "an8flower-single-6c")
+    assert named.stderr == ""
+
+
+def test_what_is_to_be_said_of_the_weights_is_said_in_a_line(picture, monkeypatch):
+    def load(name, weights):
+        warnings.warn("own.safetensors does not name its classes", stacklevel=2)
+        return dataclasses.replace(tiny(name), class_names=())
+
+    monkeypatch.setattr(jaxplain.models, "load_model", load)
+    result = run("explain", picture, "--methods", "ink", "--model", "rgb", "--out", "r.html")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.splitlines() == ["own.safetensors does not name its classes"]
+
+
+@pytest.mark.parametrize("broken", ["render_report", "write_npz"])
+def test_the_report_and_the_arrays_appear_together_or_not_at_all(
+    tmp_path, picture, monkeypatch, broken
+):
+    def fail(*given):
+        raise OSError("no space left")
+
+    for name in ("r.html", "m.npz"):
+        (tmp_path / name).write_text("old")
+    monkeypatch.setattr(explain, broken, fail)
+    words = ("--model", "rgb", "--methods", "ink", "--out", "r.html", "--npz", "m.npz")
+    refused(run("explain", picture, *words), "no space left")
+    assert outputs(tmp_path) == ["m.npz", "r.html"]
+    assert {(tmp_path / name).read_text() for name in outputs(tmp_path)} == {"old"}
 
 
 def damaged(kind, whole):
@@ -313,6 +434,26 @@ def test_debug_shows_the_error_itself(picture, place):
 
 def test_a_wrong_command_suggests_the_right_one():
     refused(run("explan"), "explain", "jaxplain --help")
+
+
+def test_the_version_is_that_of_the_package():
+    result = run("--version")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"jaxplain {metadata.version('jaxplain')}\n"
+    assert jaxplain.__version__ == metadata.version("jaxplain")
+
+
+def test_where_there_is_no_terminal_progress_is_a_line_now_and_then(monkeypatch, capsys):
+    clock = iter(np.arange(0.0, 100, 1))
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(console, "PATIENCE", 4.0)
+    with console.progress(10) as advance:
+        for number in range(10):
+            advance(f"step {number}")
+    told = capsys.readouterr()
+    assert told.out == ""
+    # A call of the clock a step, and another for a line: a line each fourth second.
+    assert told.err.splitlines() == ["4 of 10: step 3", "8 of 10: step 7"]
 
 
 def test_one_line_is_one_line_without_control_characters():

@@ -79,8 +79,10 @@ def test_the_page_holds_no_address_but_its_own_data(page):
 
 def test_styles_point_nowhere(text):
     addresses = re.findall(r"url\(\s*[\"']?([^)\"']*)", text)
-    assert addresses
-    assert all(address.startswith("data:image/") for address in addresses)
+    assert len(addresses) == 3 + 2  # a picture for each case, an outline where evidence is known
+    for address in addresses:
+        assert address.startswith("data:image/")
+        decode(address)
     assert "@import" not in text
 
 
@@ -195,9 +197,86 @@ def test_audits_skipped_methods_versions_and_curves_are_told(text):
         "no global average",
         "0.1.0",
         "24 held-out pictures",
-        "IoU area by class",
+        "It has seen little.",
     ):
         assert expected in text
+
+
+def table(page_text, head):
+    """The cells of a table's rows, by the head of each row: the table whose caption begins so."""
+    part = page_text[page_text.index(f"<caption>{head}") :]
+    rows = re.findall(r"<tr.*?</tr>", part[: part.index("</table>")], re.DOTALL)
+    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL) for row in rows]
+    plain = [[" ".join(re.sub(r"<.*?>", " ", cell).split()) for cell in row] for row in cells]
+    return {row[0]: row[1:] for row in plain}
+
+
+def test_the_summary_has_every_metric_with_its_interval(text):
+    rows = table(text, "Agreement with the known evidence")
+    assert rows["Method"] == ["IoU area", "Energy inside", "Time a picture"]
+    assert rows["Gradient"] == ["0.40 0.35–0.45", "0.60 0.59–0.61", "10 ms"]
+    assert rows["LRP EpsilonPlus"][1] == "–"
+
+
+def test_every_metric_is_told_class_by_class_with_its_interval(text):
+    rows = table(text, "IoU area, by class")
+    assert rows["Method"] == ["Mean", "rose", "tulip", "lily"]
+    assert rows["Gradient"] == [
+        "0.40 0.35–0.45",
+        "0.50 0.31–0.69",
+        "0.51 0.31–0.69",
+        "0.52 0.31–0.69",
+    ]
+    assert rows["Mine"][1:] == ["–"] * 3
+    assert table(text, "Energy inside, by class")["Mine"][1] == "0.21 0.20–0.22"
+
+
+def test_methods_that_look_equal_are_best_together_and_a_yardstick_never_is(text):
+    part = text[text.index("<caption>Energy inside, by class") :]
+    rows = re.findall(r"<tr.*?</tr>", part[: part.index("</table>")], re.DOTALL)
+    best = [[("best" in tag) for tag in re.findall(r"<td[^>]*>", row)] for row in rows[1:]]
+    assert best == [[True, True, True, True], [False, True, True, True], [False] * 4]
+
+
+def test_methods_near_noise_are_named_with_both_figures(text):
+    (line,) = [line for line in text.splitlines() if "little better than noise" in line]
+    assert "A random map has 0.05" in line
+    assert "Mine 0.12." in line
+    assert "Gradient" not in line
+
+
+def test_the_classes_that_a_network_knows_are_told(page, text):
+    assert "This network knows 3 classes and no others: rose, tulip, lily." in text
+    section = example().sections[1]
+
+    def told(names):
+        return render_report(Report("t", "", [dataclasses.replace(section, class_names=names)]))
+
+    assert "Nobody named the classes" in told([])
+    many = told([f"kind {n}" for n in range(1000)])
+    assert "knows 1,000 classes" in many
+    assert "kind 999" in many
+
+
+def test_what_the_network_does_not_see_is_dark(page, text):
+    (path,) = [a["d"] for a in page.all("path") if a.get("class") == "outside"]
+    assert path == "M0 0H90V80H0ZM15.0 20.0h60.0v40.0h-60.0Z"
+    assert "the middle 60 × 40 of its 90 × 80 pixels" in text
+
+
+def test_options_that_differ_between_networks_are_told_of_each():
+    report = example()
+    first, second = report.sections
+    changed = [
+        dataclasses.replace(m, options="samples = 3" if m.name == "gradient" else m.options)
+        for m in first.methods
+    ]
+    same = render_report(report)
+    assert "Here with" not in same
+    text = render_report(
+        dataclasses.replace(report, sections=[dataclasses.replace(first, methods=changed), second])
+    )
+    assert "Here with samples = 3 (Flowers)." in text
 
 
 def test_a_yardstick_stands_in_the_table_but_has_no_map(page):
@@ -222,7 +301,8 @@ def test_the_same_report_gives_the_same_bytes(text):
             ValueError,
             "unknown method 'gradint'; nearest: gradient",
         ),
-        ({"target": 9}, ValueError, "target is 9"),
+        ({"target": 9}, ValueError, "target is 9; expected a class, 0 to 2"),
+        ({"target": -1}, ValueError, "target is -1"),
     ],
 )
 def test_a_report_that_makes_no_sense_is_refused_and_the_old_file_kept(
@@ -238,6 +318,14 @@ def test_a_report_that_makes_no_sense_is_refused_and_the_old_file_kept(
         write_report(path, Report("t", "", [dataclasses.replace(section, cases=[case])]))
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+@pytest.mark.parametrize("truth", [-1, 3])
+def test_a_truth_that_is_no_class_is_refused(truth):
+    section = example().sections[0]
+    case = dataclasses.replace(section.cases[0], truth=truth)
+    with pytest.raises(ValueError, match=f"truth is {truth}; expected a class, 0 to 2"):
+        render_report(Report("t", "", [dataclasses.replace(section, cases=[case])]))
 
 
 def test_a_report_makes_its_folder_and_replaces_an_older_one(tmp_path):

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from jaxplain.cli.console import complain
+from jaxplain.cli.console import complain, say
 
 EXAMPLES = "[bold]Examples[/bold]\n\n"
 
@@ -97,10 +97,31 @@ Chunk = Annotated[
 ]
 
 
+def show_version(wanted: bool) -> bool:
+    """Print the version and stop, if `wanted`."""
+    if wanted:
+        import jaxplain
+
+        say(f"jaxplain {jaxplain.__version__}")
+        raise typer.Exit
+    return wanted
+
+
+Version = Annotated[
+    bool,
+    typer.Option(
+        "--version",
+        is_eager=True,
+        callback=show_version,
+        help="Print the version.",
+    ),
+]
+
+
 @app.callback()
-def root(debug: Debug = False) -> None:
+def root(version: Version = False, debug: Debug = False) -> None:
     """Shows which parts of a picture made an image classifier decide as it did."""
-    del debug
+    del version, debug
 
 
 @data_app.callback()
@@ -111,10 +132,11 @@ def data() -> None:
 @app.command(
     "explain",
     epilog=EXAMPLES
-    + "jaxplain explain photo.jpg\n\n"
-    + "jaxplain explain *.png --methods grad_cam,occlusion --target top5\n\n"
-    + "jaxplain explain rose.png --model an8flower-double-12c --target 'red petals' "
-    + "--out rose.html --npz rose.npz",
+    + "jaxplain explain photo.jpg --model vgg16 --weights imagenet\n\n"
+    + "jaxplain explain *.jpg --model resnet50 --weights imagenet --methods grad_cam,occlusion "
+    + "--target top5\n\n"
+    + "jaxplain explain flower.png --model an8flower-double-12c --target 'red petals' "
+    + "--out flower.html --npz flower.npz",
 )
 def explain_pictures(
     images: Annotated[
@@ -125,13 +147,19 @@ def explain_pictures(
         ),
     ],
     model: Annotated[
-        str, typer.Option(help="The classifier; [bold]jaxplain models[/bold] lists them.")
-    ] = "an8flower-single-6c",
+        str | None,
+        typer.Option(
+            help="The classifier; [bold]jaxplain models[/bold] lists them. It knows its own "
+            "classes and no others.",
+            show_default="an8flower-single-6c, which knows rendered flowers alone",
+        ),
+    ] = None,
     weights: Annotated[
         str | None,
         typer.Option(
-            help="Your own weights for it, a safetensors file; or the name of published ones, "
-            "such as imagenet."
+            help="Its weights: the name of published ones, such as imagenet (downloaded once), "
+            "or a file of your own.",
+            show_default="those that ship with it",
         ),
     ] = None,
     methods: Annotated[
@@ -143,7 +171,8 @@ def explain_pictures(
     target: Annotated[
         str,
         typer.Option(
-            help="What to explain: a class by name or number, top1 (the prediction) or top5."
+            help="What to explain: a class by name (whatever its capitals) or number (from 0 on), "
+            "top1 (the prediction) or top5."
         ),
     ] = "top1",
     layer: Annotated[

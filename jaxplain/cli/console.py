@@ -1,6 +1,7 @@
 """The terminal: results go to standard output, progress and errors to standard error."""
 
 import contextlib
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,9 @@ if TYPE_CHECKING:
 
 Advance = Callable[..., None]
 """advance(text, steps=1): so many steps are done, and this comes next."""
+
+PATIENCE = 3.0
+"""Seconds between lines of progress where there is no terminal to draw a bar on."""
 
 PLAIN = str.maketrans({"\n": " ", "\r": " ", "\t": " "})
 
@@ -84,10 +88,17 @@ def show_table(rows: "Table") -> None:
 
 @contextlib.contextmanager
 def progress(total: int) -> Iterator[Advance]:
-    """Show a bar of `total` steps until the block ends, where standard error is a terminal.
+    """Show a bar of `total` steps until the block ends; 0 if nobody knows how many.
+
+    Where standard error is no terminal, say in a plain line now and then how far the work is: none
+    in the first `PATIENCE` seconds, and then one in as many at most.
 
     Yields a function to call after each step, with what comes next.
     """
+    console = err()
+    if not console.is_terminal:
+        yield _lines(total)
+        return
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -104,9 +115,7 @@ def progress(total: int) -> Iterator[Advance]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    console = err()
-    quiet = not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=quiet) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("starting", total=total or None)
         count = 0
 
@@ -118,3 +127,20 @@ def progress(total: int) -> Iterator[Advance]:
             bar.update(task, completed=count, description=one_line(now), total=total)
 
         yield advance
+
+
+def _lines(steps: int) -> Advance:
+    """What `progress` yields where there is no terminal."""
+    count, whole, told = 0, steps, time.monotonic()
+
+    def advance(
+        now: str, steps: int = 1, *, done: int | None = None, total: int | None = None
+    ) -> None:
+        nonlocal count, whole, told
+        count = count + steps if done is None else done
+        whole = total or whole
+        if time.monotonic() - told >= PATIENCE:
+            told = time.monotonic()
+            note(f"{count} of {whole}: {now}" if whole else f"{count}: {now}")
+
+    return advance

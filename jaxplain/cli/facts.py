@@ -1,5 +1,6 @@
 """What a report says about a run: predictions, lines about methods, versions."""
 
+import os
 import platform
 from importlib import metadata
 from typing import TYPE_CHECKING
@@ -24,7 +25,7 @@ def probabilities(model: "Model", images: np.ndarray, *, chunk: int) -> np.ndarr
     """
     import jax
 
-    predict = jax.jit(lambda model, x: jax.nn.softmax(model(x)))
+    predict = jax.jit(lambda model, x: model.probabilities(x))
     chunk = min(chunk, len(images))
     parts = []
     for start in range(0, len(images), chunk):
@@ -63,7 +64,8 @@ def of_the_run(*, seed: int, seconds: float) -> dict[str, str]:
     facts = {name: metadata.version(name) for name in PACKAGES}
     device = jax.devices()[0]
     facts["Python"] = platform.python_version()
-    facts["Device"] = f"{jax.device_count()} × {device.device_kind}, {device.platform}"
+    facts["Device"] = f"{jax.device_count()} × {device.device_kind}"
+    facts["Processors"] = str(os.cpu_count())
     facts["System"] = f"{platform.system()} {platform.machine()}"
     facts["Seed"] = str(seed)
     facts["Time"] = f"{seconds:.0f} s"

@@ -95,17 +95,17 @@ def _scores(evaluation: "Evaluation") -> Scores:
     from jaxplain.evaluation.results import METRICS
 
     metrics: dict[str, dict[str, Interval]] = {metric.name: {} for metric in METRICS}
-    by_class: dict[str, dict[str, float]] = {name: {} for name in evaluation.classes}
+    by_class: dict[str, dict[str, dict[str, Interval]]] = {
+        name: {metric.name: {} for metric in METRICS} for name in evaluation.classes
+    }
     curves: dict[str, np.ndarray] = {}
     for result in evaluation.results:
-        for metric, estimate in result.scores.items():
-            if (interval := _interval(estimate.mean)) is not None:
+        for metric, score in result.scores.items():
+            if (interval := _interval(score.mean)) is not None:
                 metrics[metric][result.name] = interval
-        for name, estimate in zip(
-            evaluation.classes, result.scores[METRICS[0].name].per_class, strict=True
-        ):
-            if estimate.value is not None:
-                by_class[name][result.name] = estimate.value
+            for name, estimate in zip(evaluation.classes, score.per_class, strict=True):
+                if (interval := _interval(estimate)) is not None:
+                    by_class[name][metric][result.name] = interval
         if None not in result.curve:
             curves[result.name] = np.array(result.curve, np.float64)
     return Scores(
@@ -115,10 +115,12 @@ def _scores(evaluation: "Evaluation") -> Scores:
         curves=curves,
         confidence=evaluation.confidence,
         by_class=by_class,
+        noise="random",
     )
 
 
 def _interval(estimate: "Estimate") -> Interval | None:
+    """The report's form of an estimate; without a spread, its bounds are the mean itself."""
     if estimate.value is None:
         return None
     low = estimate.value if estimate.low is None else estimate.low

@@ -37,7 +37,7 @@
       head.append(button);
       button.addEventListener("click", () => {
         const numeric = column > 0;
-        const descending = head.ariaSort === "none" ? numeric && column < heads.length - 1 : head.ariaSort === "ascending";
+        const descending = head.ariaSort === "none" ? numeric && head.dataset.first !== "ascending" : head.ariaSort === "ascending";
         const key = (row) => numeric ? Number(row.cells[column].dataset.value) : row.cells[column].textContent.trim();
         const compare = numeric ? (a, b) => key(a) - key(b) : (a, b) => key(a).localeCompare(key(b));
         body.append(...[...body.rows].sort((a, b) => (descending ? -1 : 1) * compare(a, b)));
