@@ -26,7 +26,7 @@ AXIS = "data"
 """The mesh axis along which images, and what is computed of them, are sharded."""
 
 
-def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """Return a mesh with the one axis "data".
 
     Args:
@@ -180,3 +180,22 @@ def from_first(tree: Any) -> Any:
         [0, 1, 2]
     """
     return tree if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(tree)
+
+
+def exchange_texts(text: str) -> list[str]:
+    """Return what each process says.
+
+    Example:
+        >>> exchange_texts("here")
+        ['here']
+    """
+    if jax.process_count() == 1:
+        return [text]
+    own = np.frombuffer(text.encode(), np.uint8)
+    lengths = exchange(len(own))
+    filled = np.zeros(int(lengths.max()) or 1, np.uint8)
+    filled[: len(own)] = own
+    return [
+        row[:length].tobytes().decode()
+        for row, length in zip(exchange(filled), lengths, strict=True)
+    ]

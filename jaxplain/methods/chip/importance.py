@@ -1,0 +1,233 @@
+"""`ChipImportance`: what a fit finds, and its file."""
+
+import dataclasses
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxplain.model import Model
+
+KIND = "chip"
+_ARRAYS = ("weights", "gap", "kkt", "converged", "weight", "predicted")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How importances were fitted.
+
+    Attributes:
+        model: name of the model.
+        fingerprint: checksum of its parameters.
+        images: how many were seen.
+        num_gates: gate vectors an image.
+        keep: probability of an open gate.
+        sigma: width of the proximity; the paper's σ² is sigma² · K.
+        gates: "fresh" or "shared".
+        penalty: λ as a share of the largest one at which a weight is not zero.
+    """
+
+    model: str
+    fingerprint: int
+    images: int
+    num_gates: int
+    keep: float
+    sigma: float
+    gates: str
+    penalty: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ChipImportance:
+    """How important each channel of a layer is for each class.
+
+    Attributes:
+        weights: w, (classes, K). Zero for a class that is never the likeliest of an image.
+        gap: (classes,) bound on how far the objective is from its minimum, in squared probability.
+        kkt: (classes,) how far the conditions of optimality are violated, as a share of λ's
+            largest useful value.
+        converged: (classes,) whether the gap met the tolerance.
+        weight: (classes,) sum of the weights of all perturbed data.
+        predicted: (classes,) of how many images the class was the likeliest.
+        layer: name of the layer.
+        path: how the perturbed predictions were computed.
+        settings: how it was fitted.
+    """
+
+    weights: Float[Array, "classes k"]
+    gap: Float[Array, " classes"]
+    kkt: Float[Array, " classes"]
+    converged: Bool[Array, " classes"]
+    weight: Float[Array, " classes"]
+    predicted: Int[Array, " classes"]
+    layer: str
+    path: str
+    settings: Settings
+
+    @property
+    def fitted(self) -> Bool[Array, " classes"]:
+        """Which classes were fitted: those that the network predicted at least once."""
+        return self.predicted > 0
+
+
+jax.tree_util.register_dataclass(
+    ChipImportance, data_fields=list(_ARRAYS), meta_fields=["layer", "path", "settings"]
+)
+
+Importances = Mapping[str, ChipImportance]
+"""Layer name -> importance."""
+
+
+def fingerprint(model: Model) -> int:
+    """Return a checksum of a model's parameters.
+
+    Raises:
+        ValueError: the parameters are not known, because the model is being traced.
+
+    Example:
+        >>> one, other = (Model.from_function(None, jnp.full(3, x)) for x in (1.0, 2.0))
+        >>> fingerprint(one) == fingerprint(other)
+        False
+    """
+    checksum = 0
+    for leaf in jax.tree.leaves(model.params):
+        if isinstance(leaf, Tracer | jax.ShapeDtypeStruct):
+            raise ValueError("the parameters of the model are not known while it is traced")
+        array = np.ascontiguousarray(leaf)
+        checksum = zlib.crc32(f"{array.dtype.str}{array.shape}".encode(), checksum)
+        checksum = zlib.crc32(array.reshape(-1).view(np.uint8).data, checksum)
+    return checksum
+
+
+def save(path: str | Path, importances: ChipImportance | Importances) -> None:
+    """Write importances of one or several layers as safetensors; the file appears when complete.
+
+    Raises:
+        OSError: the file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from jaxplain.models import load_model
+        >>> found = shipped(load_model("digits"))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(f"{folder}/chip.safetensors", found)
+        ...     again = load(f"{folder}/chip.safetensors")
+        >>> bool((again["conv2"].weights == found["conv2"].weights).all())
+        True
+    """
+    from jaxplain.models.weights.safetensors_file import OWN_FORMAT, write_safetensors
+
+    if isinstance(importances, ChipImportance):
+        importances = {importances.layer: importances}
+    arrays = {
+        f"{number}/{name}": np.asarray(getattr(importance, name))
+        for number, importance in enumerate(importances.values())
+        for name in _ARRAYS
+    }
+    told = [
+        {"layer": i.layer, "path": i.path, "settings": dataclasses.asdict(i.settings)}
+        for i in importances.values()
+    ]
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    metadata = {"format": OWN_FORMAT, "kind": KIND, "layers": json.dumps(told)}
+    write_safetensors(path, arrays, metadata)
+
+
+def load(path: str | Path) -> dict[str, ChipImportance]:
+    """Read importances: {layer: importance}.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or no file of importances.
+    """
+    from jaxplain.models.weights.safetensors_file import read_safetensors
+
+    tensors, metadata = read_safetensors(path)
+    if metadata.get("kind") != KIND:
+        raise ValueError(
+            f"{path} holds no importances of CHIP; expected what `jaxplain fit chip` wrote"
+        )
+    found = {}
+    try:
+        for number, told in enumerate(json.loads(metadata["layers"])):
+            arrays = {
+                name: jnp.concatenate([rows for _, rows in tensors[f"{number}/{name}"].pieces()])
+                for name in _ARRAYS
+            }
+            settings = Settings(**told["settings"])
+            found[told["layer"]] = ChipImportance(
+                **arrays, layer=told["layer"], path=told["path"], settings=settings
+            )
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} holds importances of another version: {error!r}") from error
+    return found
+
+
+def shipped(model: Model) -> dict[str, ChipImportance]:
+    """Return the importances that ship with a model.
+
+    Raises:
+        ValueError: none do, or the model's weights are not those that they were fitted for.
+
+    Example:
+        >>> from jaxplain.models import load_model
+        >>> list(shipped(load_model("digits")))
+        ['conv1', 'pool1', 'conv2', 'pool2', 'conv3']
+    """
+    from importlib import resources
+
+    place = resources.files("jaxplain.models.weights") / f"{model.name}.chip.safetensors"
+    if not model.name or not place.is_file():
+        raise ValueError(_not_fitted(model, "none ship with it"))
+    with resources.as_file(place) as path:
+        found = load(path)
+    check_model(model, found, "those that ship are for other weights")
+    return found
+
+
+def check_model(model: Model, importances: Importances, reason: str) -> None:
+    """Raise ValueError unless importances were fitted for a model with these parameters."""
+    own = fingerprint(model)
+    if any(importance.settings.fingerprint != own for importance in importances.values()):
+        raise ValueError(_not_fitted(model, reason))
+
+
+def _not_fitted(model: Model, reason: str) -> str:
+    return (
+        f"CHIP needs importances of model {model.name!r}, and {reason}: fit them with "
+        "jaxplain.chip.fit or `jaxplain fit chip`"
+    )
+
+
+def pick(importances: Any, layer: str, known: tuple[str, ...]) -> ChipImportance:
+    """Return the importance of a layer.
+
+    Raises:
+        ValueError: the layer is unknown or was not fitted.
+        TypeError: what was given are no importances.
+    """
+    from jaxplain.names import unknown
+
+    if isinstance(importances, ChipImportance):
+        importances = {importances.layer: importances}
+    if not isinstance(importances, Mapping) or not all(
+        isinstance(i, ChipImportance) for i in importances.values()
+    ):
+        raise TypeError(
+            f"importance is a {type(importances).__name__}; expected ChipImportance, or a mapping "
+            "of layers to it, as jaxplain.chip.fit returns it"
+        )
+    if layer not in known:
+        raise ValueError(unknown("layer", layer, known))
+    if layer not in importances:
+        raise ValueError(
+            f"layer {layer!r} has no fitted importances; fitted: {', '.join(importances)}"
+        )
+    return importances[layer]

@@ -1,0 +1,361 @@
+"""One fit: the loop on the host over batches, chunks and checkpoints."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxplain.methods.chip import engine, shortcut, statistics
+from jaxplain.methods.chip.importance import Settings, fingerprint
+from jaxplain.methods.chip.keeper import Keeper, Kept
+from jaxplain.methods.chip.options import Options, Progress
+from jaxplain.methods.chip.shortcut import Found, ImageType, Prepared
+from jaxplain.methods.chip.solve import ChipStatistics
+from jaxplain.methods.chip.stream import Stream
+from jaxplain.model import Model
+from jaxplain.sharding import (
+    AXIS,
+    exchange,
+    fetch,
+    local_devices_of,
+    place,
+    processes_of,
+    spread,
+)
+from jaxplain.solvers.gram import Accumulator
+from jaxplain.trace.layers import split, trace_model
+
+# How much the predictions may differ with a shortcut, on the pictures and gates it is tried on.
+_SAME = 1e-4
+
+
+class Run:
+    """One fit, from the first batch to the statistics.
+
+    Args:
+        model: the model.
+        stream: this process's images.
+        layers: names.
+        options: of the fit.
+        key: of the gates.
+        mesh: with the axis "data".
+        linear: look for shortcuts.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        stream: Stream,
+        layers: tuple[str, ...],
+        options: Options,
+        key: jax.Array,
+        mesh: Mesh,
+        linear: bool,
+    ):
+        self.model, self.stream, self.options, self.mesh = model, stream, options, mesh
+        self.processes = processes_of(mesh)
+        self.together = self.processes > 1
+        impl, self.key = _key_data(key)
+        first, self.size, image = self._first()
+        classes = _check_layers(model, layers, image)
+        found = {layer: self._found(layer, image, linear) for layer in layers}
+        shortcuts = tuple(found[layer].shortcut for layer in layers)
+        self.plan = engine.Plan(
+            layers,
+            shortcuts,
+            image,
+            classes,
+            options.num_gates,
+            options.keep,
+            options.width,
+            options.gates == "shared",
+            impl,
+            options.rows,
+        )
+        self.prepared = {
+            layer: shortcut.prepare(model, one, image)
+            for layer, one in found.items()
+            if one.shortcut
+        }
+        self.paths = {layer: one.reason for layer, one in found.items()}
+        self._verify(first)
+        placed = self._everywhere((model, self.prepared, self.key))
+        self.observe = functools.partial(_observe, self.plan, mesh, placed)
+        self.sums = self._zeros()
+        self.predicted = np.zeros(classes, np.int32)
+        self.images = self.chunks = self.taken = self.resumed = 0
+        self.a_chunk = max(1, options.chunk // (self.size * self.processes))
+
+    def work(self) -> dict[str, Any]:
+        """Return what is computed, as JSON values: whose checkpoints are good for it."""
+        plan = self.plan
+        return {
+            "model": self.model.name,
+            "parameters": fingerprint(self.model),
+            "layers": list(plan.layers),
+            "gates": self.options.gates,
+            "num_gates": plan.num_gates,
+            "keep": plan.keep,
+            "sigma": plan.sigma,
+            "key": self.key.ravel().tolist(),
+            "images": [*plan.image.shape, plan.image.dtype],
+            "classes": plan.classes,
+            "batch": self.size * self.processes,
+            "chunk": self.a_chunk * self.size * self.processes,
+            "processes": self.processes,
+            "paths": list(self.paths.values()),
+        }
+
+    def to_the_end(self, keeper: Keeper | None, progress: Callable[[Progress], None]) -> None:
+        """Go through the stream, from the newest checkpoint if there is one."""
+        if keeper is not None:
+            self._resume(keeper)
+        pending: list[engine.Seen] = []
+        due = False
+        while (batch := self._batch()) is not None:
+            pending.append(self.observe(batch))
+            if len(pending) < self.a_chunk:
+                continue
+            self._absorb(pending)
+            pending = []
+            progress(Progress(self.images, self.chunks, self.resumed))
+            due = due or self.chunks % self.options.every == 0
+            # Between two batches, so that a stream that knows where it is can go on from there.
+            if keeper is not None and due and self._everyone(self.stream.whole):
+                keeper.save(self._kept())
+                due = False
+        if pending:
+            self._absorb(pending)
+            progress(Progress(self.images, self.chunks, self.resumed))
+
+    def statistics(self) -> dict[str, ChipStatistics]:
+        """Return what was gathered."""
+        options = self.options
+        settings = Settings(
+            self.model.name,
+            fingerprint(self.model),
+            self.images,
+            options.num_gates,
+            options.keep,
+            options.width,
+            options.gates,
+        )
+        found = {}
+        for layer, sums in self.sums.items():
+            packed, corr, energy, weight = (
+                (fetch(total) + fetch(lost))[: self.plan.classes]
+                for total, lost in zip(sums.sums, sums.lost, strict=True)
+            )
+            found[layer] = ChipStatistics(
+                packed, corr, energy, weight, self.predicted, layer, self.paths[layer], settings
+            )
+        return found
+
+    def _first(self) -> tuple[np.ndarray, int, ImageType]:
+        """Return the first batch, the images a batch of this process, and what an image is."""
+        first = self.stream.peek()
+        shape = (0, 0, 0, 0) if first is None else first.shape
+        sizes = exchange(shape) if self.together else np.asarray([shape])
+        largest = sizes.max(0)
+        if largest[0] == 0:
+            raise ValueError("batches is empty; expected at least one image")
+        own = sizes[sizes[:, 0] > 0]
+        if (own[:, 1:] != largest[1:]).any():
+            raise ValueError(f"processes have images of different shapes: {own[:, 1:].tolist()}")
+        devices = local_devices_of(self.mesh)
+        size = -(-int(largest[0]) // devices) * devices
+        h, w, c = (int(n) for n in largest[1:])
+        if first is None:
+            first = np.zeros((0, h, w, c), np.float32)
+        dtype = np.dtype(np.float32) if first.dtype == np.uint8 else first.dtype
+        image = ImageType((h, w, c), jax.dtypes.canonicalize_dtype(dtype).name)
+        return first, size, image
+
+    def _found(self, layer: str, image: ImageType, linear: bool) -> Found:
+        if not linear:
+            return Found(None, "not asked to use linearity")
+        found = shortcut.find(self.model, layer, image)
+        per_device = self.size // local_devices_of(self.mesh)
+        sizes = (1, per_device, per_device * self.options.num_gates)
+        if found.shortcut and not shortcut.same_program(self.model, sizes, image):
+            return Found(None, "the network is another program for other numbers of images")
+        return found
+
+    def _verify(self, first: np.ndarray) -> None:
+        """Give up shortcuts that change the predictions of the first pictures."""
+        kept = []
+        for layer, one in zip(self.plan.layers, self.plan.shortcuts, strict=True):
+            error = 0.0
+            if one is not None and len(first):
+                error = _difference(self.plan, self.model, self.prepared[layer], one, first[:2])
+            if self.together:
+                error = float(exchange(np.float32(error)).max())
+            good = error <= _SAME
+            if one is not None and not good:
+                self.paths[layer] = f"the shortcut differs by {error:.2g}"
+                del self.prepared[layer]
+            if one is None or not good:
+                self.paths[layer] = f"run again for every gate vector: {self.paths[layer]}"
+            kept.append(one if good else None)
+        self.plan = dataclasses.replace(self.plan, shortcuts=tuple(kept))
+
+    def _batch(self) -> engine.Batch | None:
+        """Return the next batch of all processes, None when the last one has no more."""
+        piece, error = None, None
+        try:
+            piece = self.stream.piece(self.size)
+        except (TypeError, ValueError, OSError) as raised:
+            error = raised
+        count = -1 if error else 0 if piece is None else len(piece)
+        counts = exchange(count) if self.together else np.asarray([count])
+        if error:
+            raise error
+        if counts.min() < 0:
+            raise ValueError(f"process {counts.argmin()} cannot read its batches")
+        if counts.max() == 0:
+            return None
+        images = np.zeros((self.size, *self.plan.image.shape), self._dtype())
+        if piece is not None:
+            images[:count] = piece
+        numbers = (self.taken + np.arange(self.size)) * self.processes
+        numbers += jax.process_index() if self.together else 0
+        self.taken += count
+        self.images += int(counts.sum())
+        rows = functools.partial(spread, mesh=self.mesh, spec=P(AXIS))
+        valid = (np.arange(self.size) < count).astype(np.float32)
+        return engine.Batch(rows(images), rows(numbers.astype(np.int32)), rows(valid))
+
+    def _dtype(self) -> Any:
+        assert self.stream.shape is not None or self.together
+        return self.plan.image.dtype if self.stream.shape is None else self.stream.shape[3]
+
+    def _absorb(self, pending: list[engine.Seen]) -> None:
+        broken = sum(int(fetch(seen.broken)) for seen in pending)
+        if broken:
+            raise ValueError(
+                f"the logits of {broken} of the images up to number {self.images} are not finite; "
+                "are the weights and the preprocessing right?"
+            )
+        for seen in pending:
+            self.predicted += fetch(seen.predicted)[: self.plan.classes]
+        loyalties = [seen.loyalty for seen in pending]
+        for layer in self.plan.layers:
+            observed = [seen.layers[layer] for seen in pending]
+            self.sums[layer] = engine.absorb(self.mesh, self.sums[layer], loyalties, observed)
+        self.chunks += 1
+
+    def _kept(self) -> Kept:
+        cut = functools.partial(jax.tree.map, lambda total: fetch(total)[: self.plan.classes])
+        state = {"sums": [cut(s) for s in self.sums.values()], "predicted": self.predicted}
+        return Kept(self.chunks, state, self.images, self.stream.position)
+
+    def _resume(self, keeper: Keeper) -> None:
+        kept = keeper.resume(self._kept().state)
+        if kept is None:
+            return
+        error = None
+        try:
+            self.stream.resume(kept.position)
+        except (TypeError, ValueError, OSError) as raised:
+            error = raised
+        keeper.agree(error)
+        for layer, sums in zip(self.plan.layers, kept.state["sums"], strict=True):
+            self.sums[layer] = self._place(sums)
+        self.predicted = np.array(kept.state["predicted"])
+        self.images = self.resumed = kept.images
+        self.chunks, self.taken = kept.chunks, kept.position.images
+
+    def _everyone(self, condition: bool) -> bool:
+        return bool(exchange(condition).all()) if self.together else condition
+
+    def _zeros(self) -> dict[str, Accumulator]:
+        """Return sums of nothing, along the classes."""
+        traced = trace_model(self.model, self.plan.image.batch(1))
+        avals = traced.program.avals
+        dtype = jnp.promote_types(jnp.float32, avals[traced.program.outputs[0]].dtype)  # type: ignore[index]
+        classes = engine.padded_classes(self.plan, self.mesh)
+        channels = {n: avals[traced.variable(n)].shape[-1] for n in self.plan.layers}
+
+        def make() -> dict[str, Accumulator]:
+            return {n: statistics.zeros(classes, k, dtype) for n, k in channels.items()}
+
+        return jax.jit(make, out_shardings=NamedSharding(self.mesh, P(AXIS)))()
+
+    def _place(self, sums: Any) -> Any:
+        """Lay sums on the mesh, along the classes."""
+        missing = engine.padded_classes(self.plan, self.mesh) - self.plan.classes
+
+        def one(total: np.ndarray) -> jax.Array:
+            if missing:
+                filling = np.zeros((missing, *total.shape[1:]), total.dtype)
+                total = np.concatenate([total, filling])
+            return place(total, self.mesh, P(AXIS))
+
+        return jax.tree.map(one, sums)
+
+    def _everywhere(self, tree: Any) -> Any:
+        """Lay arrays on every device of the mesh."""
+        if not self.together:
+            return jax.device_put(tree, NamedSharding(self.mesh, P()))
+        return jax.tree.map(lambda x: place(np.asarray(x), self.mesh, P()), tree)
+
+
+def _observe(plan: engine.Plan, mesh: Mesh, placed: Any, batch: engine.Batch) -> engine.Seen:
+    model, prepared, key = placed
+    return engine.observe(plan, mesh, model, prepared, batch, key)
+
+
+def _check_layers(model: Model, layers: tuple[str, ...], image: ImageType) -> int:
+    """Return the number of classes, or raise for layers that cannot be fitted."""
+    if not layers or len(set(layers)) != len(layers):
+        raise ValueError(f"layers are {list(layers)}; expected one or several, each once")
+    traced = trace_model(model, image.batch(1))
+    logits = traced.program.avals[traced.program.outputs[0]].shape  # type: ignore[index]
+    if len(logits) != 2:
+        raise ValueError(f"the logits of an image have shape {logits[1:]}; expected (classes,)")
+    for layer in layers:
+        if len(traced.program.avals[traced.variable(layer)].shape) < 2:
+            raise ValueError(f"layer {layer!r} has no channels")
+        split(model, layer, image_shape=image.shape)  # refuses a layer that does not separate
+    return logits[1]
+
+
+def _key_data(key: jax.Array) -> tuple[str, np.ndarray]:
+    """Return how a key's random numbers are made, and its words."""
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return str(jax.random.key_impl(key)), np.asarray(jax.random.key_data(key))
+    return "threefry2x32", np.asarray(key)
+
+
+def _difference(
+    plan: engine.Plan,
+    model: Model,
+    prepared: Prepared,
+    one: shortcut.Shortcut,
+    pictures: np.ndarray,
+) -> float:
+    """The largest difference that a shortcut makes to predictions of some pictures."""
+
+    @jax.jit
+    def compare(model: Model, prepared: Prepared, pictures: jax.Array) -> jax.Array:
+        images = engine.as_input(model, pictures)
+        activation = split(model, one.layer, image_shape=plan.image.shape)[0](images)
+        gates = jax.random.bernoulli(
+            jax.random.key(0), plan.keep, (len(pictures), 3, activation.shape[-1])
+        )
+        gates = gates.at[:, 0].set(True)
+        short, long = (
+            engine.perturbed(plan, way, model, prepared, one.layer, activation, gates)
+            for way in (one, None)
+        )
+        return jnp.abs(short - long).max()
+
+    # In full precision, where the two can only differ if they are not the same.
+    with jax.default_matmul_precision("highest"):
+        return float(compare(model, prepared, jnp.asarray(pictures)))
