@@ -6,7 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check format doctest notebooks docs bench wheel-test clean-env
+.PHONY: help env demo demo-check test check format doctest notebooks docs bench wheel-test clean-env
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -27,6 +27,9 @@ $(STAMP): pyproject.toml
 
 demo: $(STAMP) ## explain held-out images with every method: demo/report.html
 	@$(BIN)/jaxplain demo --out demo/report.html
+
+demo-check: $(STAMP) ## look at demo/report.html in a browser
+	@JAXPLAIN_REPORT=demo/report.html $(BIN)/python -m pytest -q tests/browser/test_demo.py
 
 test: $(STAMP) ## run all tests and doctests
 	@$(BIN)/python -m pytest -q -n $(JOBS)
