@@ -372,7 +372,14 @@ def check_images(images: Any, model: Model | None = None) -> jax.Array:
 
     Raises:
         TypeError: not floating point.
-        ValueError: not (B, H, W, C), or other channels than the model's.
+        ValueError: not (B, H, W, C), other channels than the model's, or a size that it cannot
+            take.
+
+    Example:
+        >>> check_images(np.zeros((2, 8, 8), np.float32))
+        Traceback (most recent call last):
+        ...
+        ValueError: images have shape (2, 8, 8); expected (batch, height, width, channels)
     """
     images = jnp.asarray(images)
     if not jnp.issubdtype(images.dtype, jnp.floating):
@@ -383,13 +390,35 @@ def check_images(images: Any, model: Model | None = None) -> jax.Array:
         raise ValueError(
             f"images have shape {images.shape}; expected (batch, height, width, channels)"
         )
-    if (
-        model is not None
-        and model.input_shape is not None
-        and images.shape[-1] != model.input_shape[-1]
-    ):
+    if model is None or model.input_shape is None or images.shape[1:] == model.input_shape:
+        return images
+    height, width, channels = model.input_shape
+    if images.shape[-1] != channels:
         raise ValueError(
-            f"images have {images.shape[-1]} channels; "
-            f"model {model.name!r} takes {model.input_shape[-1]}"
+            f"images have {images.shape[-1]} channels; model {model.name!r} takes {channels}"
         )
+    # Networks without dense layers, or with a global average before them, take other sizes too. One
+    # that fails at its own size as well has another fault, which is its own to tell.
+    reason = _failure(model, images.shape[1:], images.dtype)
+    if reason is not None and _failure(model, model.input_shape, images.dtype) is None:
+        raise ValueError(
+            f"images are {images.shape[1]} × {images.shape[2]} pixels (height × width), which "
+            f"model {model.name!r} cannot take: its input_shape is {(height, width, channels)}"
+        ) from reason
     return images
+
+
+@jax.jit
+def _logits(model: Model, images: jax.Array) -> jax.Array:
+    return model(images)
+
+
+def _failure(model: Model, shape: tuple[int, ...], dtype: Any) -> Exception | None:
+    """What the model's program raises on an image of this shape; it is traced once for each."""
+    from flax.errors import FlaxError
+
+    try:
+        _logits.eval_shape(model, jax.ShapeDtypeStruct((1, *shape), dtype))
+    except (TypeError, ValueError, FlaxError) as error:
+        return error
+    return None

@@ -573,6 +573,12 @@ def test_flowers_are_built_where_asked(tmp_path):
     result = run("data", "build", "single_6c", "--folder", "sets", *sizes)
     assert result.exit_code == 0, result.output
     assert result.stdout.strip().startswith(str(tmp_path / "sets"))
+    what = "6 classes of flowers, 32 × 32 pixels, with their evidence"
+    counts = "6 for train, 6 for validation, 6 for test"
+    assert f"single_6c: {what}: {counts}" in result.stderr
+    again = run("data", "build", "single_6c", "--folder", "sets", *sizes)
+    assert again.stdout == result.stdout
+    assert f"single_6c: there already, left as it is: {what}: {counts}" in again.stderr
     refused(run("data", "build", "singel_6c", "--folder", "sets"), "nearest: single_6c")
 
 

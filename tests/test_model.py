@@ -1,5 +1,7 @@
 """`Model`: adapters, the pytree, what it refuses."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -130,6 +132,33 @@ def test_bad_images_are_refused(images, error, message):
     model = Model.from_function(mean, (), input_shape=(6, 6, 2), name="net")
     with pytest.raises(error, match=message):
         check_images(images, model)
+
+
+@pytest.mark.parametrize("library", tiny.MODELS)
+def test_images_of_a_size_that_dense_layers_cannot_take_are_refused_with_the_size_they_can(library):
+    model = dataclasses.replace(tiny.MODELS[library](), input_shape=(32, 32, 3), name="net")
+    with pytest.raises(ValueError, match=r"48 × 32 pixels.*'net'.*input_shape is \(32, 32, 3\)"):
+        check_images(np.zeros((2, 48, 32, 3), np.float32), model)
+
+
+def test_a_size_that_a_network_can_take_is_tried_once():
+    traced = []
+
+    def apply(params, images):
+        traced.append(images.shape)
+        return mean(params, images)
+
+    model = Model.from_function(apply, jnp.ones((2, 3)), input_shape=(6, 6, 2))
+    for _ in range(2):
+        assert check_images(np.zeros((3, 9, 7, 2), np.float32), model).shape == (3, 9, 7, 2)
+    assert traced == [(1, 9, 7, 2)]
+    check_images(np.zeros((3, 6, 6, 2), np.float32), model)
+    assert len(traced) == 1
+
+
+def test_a_network_that_fails_at_any_size_is_not_said_to_have_the_wrong_one():
+    model = Model.from_function(mean, "no matrix", input_shape=(6, 6, 2))
+    assert check_images(np.zeros((1, 9, 7, 2), np.float32), model).shape == (1, 9, 7, 2)
 
 
 def test_good_images_become_arrays():

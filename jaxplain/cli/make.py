@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def build_flowers(
     variant: str, *, folder: Path | None, size: int, seed: int, per_class: tuple[int, int, int]
 ) -> None:
-    """Render a data set and print its folder.
+    """Render a data set and print its folder; what it holds and whether it is new is told beside.
 
     Raises:
         ValueError: an argument is out of range.
@@ -23,11 +23,20 @@ def build_flowers(
     """
     import os
 
+    from jaxplain.data import SPLITS
     from jaxplain.data.an8flower import find_variant
     from jaxplain.data.builder import build
 
-    total = len(find_variant(variant).class_names) * sum(per_class)
-    with progress(total) as advance:
+    classes = len(find_variant(variant).class_names)
+    rendered = 0
+
+    with progress(classes * sum(per_class)) as advance:
+
+        def tick(done: int, total: int) -> None:
+            nonlocal rendered
+            rendered = done
+            advance(f"rendering {variant}")
+
         path = build(
             variant,
             folder,
@@ -35,8 +44,14 @@ def build_flowers(
             seed=seed,
             per_class=per_class,
             workers=os.cpu_count() or 1,
-            progress=lambda done, all_of_them: advance(f"rendering {variant}"),
+            progress=tick,
         )
+    splits = ", ".join(
+        f"{classes * count:,} for {split}" for split, count in zip(SPLITS, per_class, strict=True)
+    )
+    what = f"{classes} classes of flowers, {size} × {size} pixels, with their evidence: {splits}"
+    note(f"{variant}: {what}" if rendered else f"{variant}: there already, left as it is: {what}")
+    note("read it with jaxplain.data.builder.flowers(FOLDER, 'train')")
     say(path)
 
 
