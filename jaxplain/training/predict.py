@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, UInt8
 
 from jaxplain.data.labelled import Pictures
 from jaxplain.preprocessing import Preprocessing
+from jaxplain.training.inputs import in_chunks, pieces
 
 _PREDICT = 100
 
@@ -18,14 +19,9 @@ def predict(
     network: Any, variables: Any, pictures: Pictures, preprocessing: Preprocessing
 ) -> Float[np.ndarray, "n classes"]:
     """Return the logits of pictures, computed a hundred at a time."""
-    logits, whole = [], np.asarray(pictures.images)
-    for start in range(0, len(whole), _PREDICT):
-        images = whole[start : start + _PREDICT]
-        # The last ones are filled up, so that one program serves all.
-        padded = np.pad(images, [(0, _PREDICT - len(images)), (0, 0), (0, 0), (0, 0)])
-        found = _logits(network, preprocessing, variables, padded)
-        logits.append(np.asarray(found)[: len(images)])
-    return np.concatenate(logits)
+    whole = np.asarray(pictures.images)
+    run = functools.partial(_logits, network, preprocessing, variables)
+    return np.concatenate(list(in_chunks(run, pieces(whole, _PREDICT), _PREDICT)))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -100,8 +100,12 @@ def find_recipe(name: str) -> Recipe:
     return RECIPES[name]
 
 
-def load_data(recipe: Recipe) -> Data:
+def load_data(recipe: Recipe, images: tuple[int, ...] | None = None) -> Data:
     """Return the pictures of a recipe: flowers are rendered, digits are read.
+
+    Args:
+        recipe: whose.
+        images: how many flowers in (train, validation, test); None for the recipe's numbers.
 
     Raises:
         ValueError: the recipe names other data.
@@ -117,7 +121,7 @@ def load_data(recipe: Recipe) -> Data:
         from jaxplain.data.an8flower import dataset_arrays, find_variant
 
         names = find_variant(variant).class_names
-        counts = recipe.images or (len(names) * 1000,) * 3
+        counts = images or recipe.images or (len(names) * 1000,) * 3
         train, validation, test = (
             dataset_arrays(variant, split, n) for split, n in zip(SPLITS, counts, strict=True)
         )
