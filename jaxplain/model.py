@@ -31,6 +31,12 @@ class ReceptiveField:
         size: pixels seen.
         stride: input pixels between neighbouring units.
         offset: first pixel that unit 0 sees; negative where padding is seen.
+
+    Example:
+        >>> field = ReceptiveField(size=(5, 5), stride=(2, 2), offset=(-2, -2))
+        >>> first = [field.offset[0] + 3 * field.stride[0], field.offset[1]]
+        >>> first  # the corner of what unit (3, 0) sees
+        [4, -2]
     """
 
     size: tuple[int, int]
@@ -47,6 +53,12 @@ class Layer:
         shape: its shape without the batch axis: (H, W, K) or (K,).
         receptive_field: what one unit sees of the input; None where it is not a regular window
             (after a dense layer, say).
+
+    Example:
+        >>> from jaxplain.models import load_model
+        >>> layer = load_model("digits").layers()[0]
+        >>> layer.name, layer.shape, layer.receptive_field.size
+        ('conv1', (24, 24, 20), (5, 5))
     """
 
     name: str
@@ -153,6 +165,17 @@ class Model:
             params: its parameters, any pytree.
             **described: `input_shape`, `preprocessing`, `class_names`, `name`, `default_layer`,
                 `evidence_layer`, `multilabel`, `capture`.
+
+        Raises:
+            TypeError: a description that a model does not have.
+
+        Example:
+            >>> def apply(weights, images):
+            ...     features = jax.ad_checkpoint.checkpoint_name(images.mean((1, 2)), "colour")
+            ...     return features @ weights
+            >>> model = Model.from_function(apply, jnp.ones((3, 2)), input_shape=(8, 8, 3))
+            >>> [layer.name for layer in model.layers()]
+            ['colour']
         """
         return cls(params, apply, **_described(described))
 
@@ -175,6 +198,17 @@ class Model:
             variables: what `module.init` returned: parameters and batch statistics.
             call: further arguments of `__call__`, such as `{"train": False}`.
             **described: as in `from_function`.
+
+        Raises:
+            TypeError: a description that a model does not have.
+
+        Example:
+            >>> from flax import linen
+            >>> module = linen.Sequential([linen.Conv(4, (3, 3)), lambda x: x.mean((1, 2))])
+            >>> variables = module.init(jax.random.key(0), jnp.ones((1, 8, 8, 3)))
+            >>> model = Model.from_linen(module, variables, input_shape=(8, 8, 3))
+            >>> [layer.name for layer in model.layers()], model(jnp.ones((2, 8, 8, 3))).shape
+            (['layers_0'], (2, 4))
         """
         given = arguments(call)
         return cls(
@@ -194,6 +228,16 @@ class Model:
         Args:
             module: the module; calling it with images returns logits.
             **described: as in `from_function`.
+
+        Raises:
+            TypeError: a description that a model does not have.
+
+        Example:
+            >>> from flax import nnx
+            >>> conv = nnx.Conv(3, 4, (3, 3), rngs=nnx.Rngs(0))
+            >>> module = nnx.Sequential(conv, lambda x: x.mean((1, 2)))
+            >>> Model.from_nnx(module)(jnp.ones((2, 8, 8, 3))).shape
+            (2, 4)
         """
         from flax import nnx
 

@@ -29,6 +29,10 @@ class Explanation(NamedTuple):
         stderr: (B, H, W) standard error of `heatmap`, for methods that sample.
         gap: (B,) what the attributions miss of the score they should sum to, for methods that
             promise so.
+
+    Example:
+        >>> Explanation(jnp.zeros((1, 28, 28))).audit is None
+        True
     """
 
     heatmap: Float[Array, "b h w"]
@@ -144,6 +148,14 @@ class Method:
         signed: negative values mean evidence against.
         gradient: needs derivatives; False for what works on any black box.
         options: what `explain` passes besides.
+
+    Example:
+        >>> def darkness(model, images, targets):
+        ...     return -images.mean(-1)
+        >>> mine = Method("dark", "Darkness", darkness, lambda maps: maps, "Dark pixels.", "I 2026")
+        >>> model = Model.from_function(lambda _, x: x.mean((1, 2)))
+        >>> mine.explain(model, jnp.ones((2, 8, 8, 3)), jnp.array([0, 1])).heatmap.shape
+        (2, 8, 8)
     """
 
     name: str
@@ -206,13 +218,26 @@ class Method:
         return Explanation(heatmap, fields.get("audit"), stderr, fields.get("gap"))
 
     def layer_read(self, model: Model, layer: str | None = None) -> str | None:
-        """Return the layer that `explain` reads, or None for methods that read none."""
+        """Return the layer that `explain` reads, or None for methods that read none.
+
+        Example:
+            >>> from jaxplain import METHODS, load_model
+            >>> METHODS["grad_cam"].layer_read(load_model("digits"))
+            'conv2'
+        """
         if not self.layered:
             return None
         return layer or (self.evidence and model.evidence_layer) or model.default_layer
 
     def inapplicable(self, model: Model, *, layer: str | None = None) -> str | None:
-        """Return why the method cannot explain this model, or None; nothing is computed."""
+        """Return why the method cannot explain this model, or None; nothing is computed.
+
+        Example:
+            >>> from jaxplain import METHODS
+            >>> box = Model.from_black_box(lambda images: images.mean((1, 2)), 3, name="server")
+            >>> METHODS["grad_cam"].inapplicable(box).partition(",")[0]
+            "method 'grad_cam' needs derivatives or layers"
+        """
         try:
             if self.gradient:
                 check_differentiable(model, self.name)

@@ -13,7 +13,18 @@ OWN = "own derivative"
 
 
 class UncoveredError(ValueError):
-    """The network does something that the rule set does not cover."""
+    """The network does something that the rule set does not cover.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxplain import Model, backpropagate, rules
+        >>> model = Model.from_function(lambda _, x: jnp.tanh(x).sum((1, 2)))
+        >>> try:
+        ...     backpropagate(model, jnp.ones((1, 2, 2, 2)), jnp.array([0]), rules.GUIDED_BACKPROP)
+        ... except UncoveredError as error:
+        ...     print(str(error).splitlines()[0])
+        guided backprop does not cover this network:
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +54,11 @@ class Audit:
         sites: the sites in evaluation order.
         unused: kinds that the rule set has a rule for and the network lacks.
         uncovered: what the rule set does not cover; empty in strict mode.
+
+    Example:
+        >>> print(Audit("guided backprop", (Matched("conv1", "relu", "Guided()", (1, 8, 8, 4)),)))
+        guided backprop: 1 of 1 sites got a rule
+          conv1  relu        Guided()
     """
 
     rule_set: str
@@ -51,7 +67,12 @@ class Audit:
     uncovered: tuple[str, ...] = ()
 
     def rows(self) -> list[dict[str, str]]:
-        """Return one dictionary of strings a site."""
+        """Return one dictionary of strings a site.
+
+        Example:
+            >>> Audit("mine", (Matched("conv1", "relu", "Guided()", (1, 8, 8, 4)),)).rows()
+            [{'layer': 'conv1', 'kind': 'relu', 'rule': 'Guided()', 'shape': '1x8x8x4'}]
+        """
         return [
             {"layer": s.layer, "kind": s.kind, "rule": s.rule, "shape": "x".join(map(str, s.shape))}
             for s in self.sites

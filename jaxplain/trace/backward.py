@@ -41,6 +41,14 @@ class Backpropagation(NamedTuple):
         attribution: (B, H, W, C) at the input: a cotangent, or relevance under relevance rules.
         layers: the same at each layer asked for, of the layer's shape.
         audit: which rule every site got.
+
+    Example:
+        >>> from jaxplain import rules
+        >>> model = Model.from_function(lambda _, x: jax.nn.relu(x).sum((1, 2)))
+        >>> images = jnp.array([1.0, -1.0]).reshape(1, 2, 1, 1)
+        >>> found = backpropagate(model, images, jnp.array([0]), rules.GUIDED_BACKPROP)
+        >>> found.logits.tolist(), found.attribution.ravel().tolist(), found.audit.sites[0].kind
+        ([[1.0]], [1.0, 0.0], 'relu')
     """
 
     logits: Float[Array, "b k"]

@@ -94,6 +94,16 @@ class RuleSet:
         relevance: whether relevance is propagated (and returned) instead of a cotangent.
         first: rule of the affine sites before which there is no other, or None.
         last: rule of the affine sites behind which there is no other, or None.
+
+    Example:
+        >>> from jaxplain import Model, RuleSet, backpropagate
+        >>> def halved(at, arriving):
+        ...     return arriving / 2
+        >>> rules = RuleSet("halved", (("relu", halved),), require=("relu",))
+        >>> model = Model.from_function(lambda _, x: jax.nn.relu(x).sum((1, 2)))
+        >>> found = backpropagate(model, jnp.ones((1, 2, 2, 1)), jnp.array([0]), rules)
+        >>> found.attribution[0, ..., 0].tolist()
+        [[0.5, 0.5], [0.5, 0.5]]
     """
 
     name: str
@@ -105,7 +115,13 @@ class RuleSet:
     last: Rule | None = None
 
     def rule(self, site: Site) -> Rule | None:
-        """Return the rule of a site, or None where its own derivative holds."""
+        """Return the rule of a site, or None where its own derivative holds.
+
+        Example:
+            >>> relu = Site("relu", equations=(4,), input=3, output=5)
+            >>> GUIDED_BACKPROP.rule(relu), NO_RULES.rule(relu)
+            (Guided(), None)
+        """
         affine = site.kind in ("conv", "dense")
         if affine and site.first and self.first is not None:
             return self.first
@@ -115,12 +131,22 @@ class RuleSet:
 
 
 def stabilise(z: jax.Array, epsilon: float) -> jax.Array:
-    """Return z + epsilon sign(z), with sign(0) = 1."""
+    """Return z + epsilon sign(z), with sign(0) = 1.
+
+    Example:
+        >>> stabilise(jnp.array([0.0, -2.0]), 0.5).tolist()
+        [0.5, -2.5]
+    """
     return z + jnp.where(z >= 0, epsilon, -epsilon).astype(z.dtype)
 
 
 def divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
-    """Return the quotient, and 0 where the denominator is 0."""
+    """Return the quotient, and 0 where the denominator is 0.
+
+    Example:
+        >>> divide(jnp.array([1.0, 1.0]), jnp.array([4.0, 0.0])).tolist()
+        [0.25, 0.0]
+    """
     zero = denominator == 0
     return jnp.where(zero, 0, numerator / jnp.where(zero, 1, denominator))
 
@@ -366,6 +392,10 @@ def excitation_rules(*, negative_last: bool = False) -> RuleSet:
 
     Args:
         negative_last: turn the last layer's weights round.
+
+    Example:
+        >>> excitation_rules().rules[0], excitation_rules(negative_last=True).last
+        (('conv', Excitation(sign=1.0)), Excitation(sign=-1.0))
     """
     return relevance_rules(
         "excitation backprop" + (" (inhibitory last layer)" if negative_last else ""),
@@ -376,20 +406,50 @@ def excitation_rules(*, negative_last: bool = False) -> RuleSet:
 
 
 def lrp_epsilon(epsilon: float = 1e-6) -> RuleSet:
-    """Return LRP-epsilon on every layer."""
+    """Return LRP-epsilon on every layer.
+
+    Args:
+        epsilon: stabiliser, above zero; the larger, the more relevance it absorbs.
+
+    Example:
+        >>> lrp_epsilon(0.25).rules[:2]
+        (('conv', Epsilon(epsilon=0.25)), ('dense', Epsilon(epsilon=0.25)))
+    """
     return relevance_rules("LRP epsilon", Epsilon(epsilon), Epsilon(epsilon))
 
 
 def lrp_gamma(gamma: float = 0.25, epsilon: float = 1e-6) -> RuleSet:
-    """Return LRP-gamma on every layer."""
+    """Return LRP-gamma on every layer.
+
+    Args:
+        gamma: weight of the favoured contributions; 0 is LRP-epsilon.
+        epsilon: stabiliser.
+
+    Example:
+        >>> lrp_gamma(0.5).rules[0]
+        ('conv', Gamma(gamma=0.5, epsilon=1e-06))
+    """
     return relevance_rules("LRP gamma", Gamma(gamma, epsilon), Gamma(gamma, epsilon))
 
 
 def lrp_alpha_beta(alpha: float = 2.0, beta: float = 1.0, epsilon: float = 1e-6) -> RuleSet:
     """Return LRP-alpha-beta on every layer.
 
+    Args:
+        alpha: weight of the contributions that raise a unit, at least 1.
+        beta: weight of those that lower it, alpha - 1.
+        epsilon: stabiliser.
+
     Raises:
         ValueError: alpha - beta is not 1, so that relevance would not be conserved.
+
+    Example:
+        >>> lrp_alpha_beta(3.0, 2.0).rules[0]
+        ('conv', AlphaBeta(alpha=3.0, beta=2.0, epsilon=1e-06))
+        >>> lrp_alpha_beta(2.0, 2.0)
+        Traceback (most recent call last):
+        ...
+        ValueError: alpha=2.0, beta=2.0: alpha - beta must be 1 and alpha at least 1
     """
     if abs(alpha - beta - 1) > 1e-6 or alpha < 1:
         raise ValueError(f"alpha={alpha}, beta={beta}: alpha - beta must be 1 and alpha at least 1")
@@ -398,7 +458,15 @@ def lrp_alpha_beta(alpha: float = 2.0, beta: float = 1.0, epsilon: float = 1e-6)
 
 
 def lrp_z_plus(epsilon: float = 1e-6) -> RuleSet:
-    """Return LRP-z^+ on every layer."""
+    """Return LRP-z^+ on every layer.
+
+    Args:
+        epsilon: stabiliser.
+
+    Example:
+        >>> lrp_z_plus().rules[0]
+        ('conv', AlphaBeta(alpha=1.0, beta=0.0, epsilon=1e-06))
+    """
     rule = AlphaBeta(1.0, 0.0, epsilon)
     return relevance_rules("LRP z+", rule, rule)
 
@@ -409,6 +477,11 @@ def epsilon_plus(epsilon: float = 1e-6, *, flat: bool = False) -> RuleSet:
     Args:
         epsilon: stabiliser of the dense layers.
         flat: share alike on the first layer.
+
+    Example:
+        >>> rules = epsilon_plus(flat=True)
+        >>> rules.rules[1], rules.first
+        (('dense', Epsilon(epsilon=1e-06)), Flat(epsilon=1e-06))
     """
     name = "LRP EpsilonPlusFlat" if flat else "LRP EpsilonPlus"
     return relevance_rules(
@@ -422,6 +495,10 @@ def epsilon_alpha2_beta1(epsilon: float = 1e-6, *, flat: bool = False) -> RuleSe
     Args:
         epsilon: stabiliser of the dense layers.
         flat: share alike on the first layer.
+
+    Example:
+        >>> epsilon_alpha2_beta1().rules[0]
+        ('conv', AlphaBeta(alpha=2.0, beta=1.0, epsilon=1e-06))
     """
     name = "LRP EpsilonAlpha2Beta1Flat" if flat else "LRP EpsilonAlpha2Beta1"
     return relevance_rules(
@@ -443,6 +520,10 @@ def epsilon_gamma_box(
         high: largest value.
         epsilon: stabiliser of the dense layers.
         gamma: weight of the favoured contributions.
+
+    Example:
+        >>> epsilon_gamma_box(-1.0, 1.0).first
+        ZBox(low=-1.0, high=1.0, epsilon=1e-06)
     """
     return relevance_rules(
         "LRP EpsilonGammaBox", Gamma(gamma, 1e-6), Epsilon(epsilon), first=ZBox(low, high)
