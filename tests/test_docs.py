@@ -1,8 +1,11 @@
 """The documents say what the package does: their code runs, their links lead somewhere."""
 
+import ast
 import inspect
 import re
 import subprocess
+import textwrap
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,6 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-PUBLIC = [(name, getattr(jaxplain, name)) for name in jaxplain.__all__]
 
 
 def by_name(page: Path) -> str:
@@ -67,17 +69,65 @@ def test_the_generated_parts_are_as_the_package_says(page):
     assert page.read_text() == write.pages()[page], "run: make docs"
 
 
-@pytest.mark.parametrize(("name", "thing"), PUBLIC, ids=[name for name, _ in PUBLIC])
-def test_public_names_explain_themselves(name, thing):
-    if not (inspect.isfunction(thing) or inspect.isclass(thing)):
-        return
-    assert inspect.getdoc(thing), f"{name} has no docstring"
-    if inspect.isfunction(thing):
-        assert ">>>" in inspect.getdoc(thing), f"{name} has no example"
-        signature = inspect.signature(thing)
-        untyped = {p.name for p in signature.parameters.values() if p.annotation is p.empty}
-        assert untyped == set()
-        assert signature.return_annotation is not signature.empty
+def explained(module) -> dict[str, tuple[object, str]]:
+    """The functions and classes of a module, and the methods of these: name -> (it, its class)."""
+    names = getattr(module, "__all__", None) or [
+        name
+        for name, thing in vars(module).items()
+        if not name.startswith("_") and getattr(thing, "__module__", None) == module.__name__
+    ]
+    found = {}
+    for name in names:
+        thing = getattr(module, name)
+        if inspect.isfunction(thing):
+            found[name] = thing, ""
+        elif inspect.isclass(thing):
+            found[name] = thing, ""
+            for inner, member in vars(thing).items():
+                function = inspect.unwrap(getattr(member, "__func__", member))
+                if inspect.isfunction(function) and not inner.startswith("_"):
+                    found[f"{name}.{inner}"] = function, inspect.getdoc(thing) or ""
+    return found
+
+
+PUBLIC = explained(jaxplain)
+MAKERS = {name: it for name, it in explained(jaxplain.rules).items() if name.islower()}
+
+
+@pytest.mark.parametrize("name", PUBLIC | MAKERS)
+def test_public_names_explain_themselves(name):
+    thing, owner = (PUBLIC | MAKERS)[name]
+    text = inspect.getdoc(thing)
+    assert text, "no docstring"
+    # A method may be shown at work in the example of its class.
+    shown = "\n".join(
+        line for line in owner.splitlines() if line.lstrip().startswith((">>>", "..."))
+    )
+    assert ">>>" in text or f".{name.rpartition('.')[2]}(" in shown, "no example"
+
+
+@pytest.mark.parametrize("name", [n for n, (it, _) in PUBLIC.items() if inspect.isfunction(it)])
+def test_public_functions_are_typed(name):
+    signature = inspect.signature(PUBLIC[name][0])
+    untyped = {p.name for p in signature.parameters.values() if p.annotation is p.empty}
+    assert untyped <= {"self", "cls"}
+    assert signature.return_annotation is not signature.empty
+
+
+@pytest.mark.parametrize("name", [n for n, (it, _) in PUBLIC.items() if inspect.isfunction(it)])
+def test_public_functions_name_what_they_raise(name):
+    function = inspect.unwrap(PUBLIC[name][0])
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    calls = [n.exc for n in ast.walk(tree) if isinstance(n, ast.Raise) and n.exc is not None]
+    raised = {ast.unparse(e.func) for e in calls if isinstance(e, ast.Call)}
+    told = (inspect.getdoc(function) or "").partition("Raises:")[2]
+    assert {error for error in raised if error not in told} == set()
+
+
+def test_the_version_is_looked_up_when_asked_for_and_nothing_else_is_made_up():
+    assert jaxplain.__version__ == metadata.version("jaxplain")
+    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+        jaxplain.nonsense  # noqa: B018
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
