@@ -361,6 +361,13 @@ def test_without_a_model_it_is_said_which_one_answers_and_what_it_knows(
     assert named.stderr == ""
 
 
+def test_random_weights_are_said_to_know_nothing():
+    assert "learned nothing" in explain.caution("resnet18", "random")
+    assert explain.caution("resnet18", "imagenet") == ""
+    assert explain.caution("digits", "own.safetensors") == ""
+    assert "handwritten digits" in explain.caution("digits", None)
+
+
 def test_what_is_to_be_said_of_the_weights_is_said_in_a_line(picture, monkeypatch):
     def load(name, weights):
         warnings.warn("own.safetensors does not name its classes", stacklevel=2)

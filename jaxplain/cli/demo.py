@@ -218,7 +218,7 @@ def quicker(methods: Mapping[str, "Method"]) -> dict[str, "Method"]:
 
 
 def widened(model: "Model", classes: int) -> "Model":
-    """Return a flower network with as many logits as `classes`, without its names.
+    """Return a flower network with as many logits as `classes`, under a name common to all.
 
     The new logits are constants, and far below the others, so no map changes. The networks of both
     variants become equal but for their parameters: every method is compiled once for the two.
@@ -235,7 +235,7 @@ def widened(model: "Model", classes: int) -> "Model":
     assert isinstance(model.apply, LinenApply)
     apply = LinenApply(model.apply.module.clone(num_classes=classes), model.apply.call)
     params = {**model.params, "params": layers}
-    return dataclasses.replace(model, params=params, apply=apply, class_names=(), name="")
+    return dataclasses.replace(model, params=params, apply=apply, class_names=(), name="an8flower")
 
 
 def chosen_rows(shown: Shown, correct: np.ndarray) -> Sequence[int]:

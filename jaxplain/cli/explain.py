@@ -130,9 +130,11 @@ def load(name: str, weights: str | None) -> "Model":
 
 
 def caution(name: str, weights: str | None) -> str:
-    """Return what the report says first of a network that was trained on one kind of picture."""
-    from jaxplain.models import MODELS, SHIPPED
+    """Return what the report says first of a network that knows little, or nothing."""
+    from jaxplain.models import MODELS, RANDOM, SHIPPED
 
+    if weights == RANDOM:
+        return "The weights of this network are random: it has learned nothing, and knows nothing."
     if name not in MODELS or SHIPPED not in MODELS[name].weights or weights not in (None, SHIPPED):
         return ""
     return (
