@@ -47,7 +47,7 @@ def open_data(
         recipes = {recipe.data: recipe for recipe in RECIPES.values()}
         if source not in recipes:
             known = (f"{FOLDER}PATH", f"{PREPARED}NAME", *recipes)
-            raise ValueError(f"{unknown('data', source, known)}; expected {', '.join(known)}")
+            raise ValueError(unknown("data", source, known))
         asked = None if pictures is None else tuple(counts.values())
         data = _labelled(load_data(recipes[source], asked), multilabel)
     return data if pictures is None else _fewer(data, counts, seed)
