@@ -24,6 +24,7 @@ from jaxplain.names import unknown
 from jaxplain.preprocessing import Preprocessing
 from jaxplain.training import Epoch, TrainResult
 
+LOAD = jaxplain.models.load_model
 CLASSES = ("red", "green", "<b>blue</b>", "dark", "light", "3")
 
 
@@ -476,11 +477,16 @@ def test_methods_and_models_are_listed(monkeypatch):
     assert "conv1 pool1 conv2 pool2" in result.stdout
 
 
-def test_one_model_is_shown_with_its_layers():
+def test_one_model_is_shown_with_its_layers(monkeypatch):
+    monkeypatch.setattr(jaxplain.models, "load_model", LOAD)
     result = run("models", "digits")
     (row,) = [line.split() for line in result.stdout.splitlines() if line.split()[:1] == ["conv2"]]
     # Two 5 x 5 convolutions with a 2 x 2 pooling between see 5 + 1 + 8 pixels, two pixels apart.
     assert " ".join(row).startswith("conv2 8 × 8 × 50 14 × 14 px 2 px explained unless")
+    assert result.stdout.splitlines()[-2:] == [
+        "weights: shipped, or your own",
+        "classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9",
+    ]
     refused(run("models", "digit"), "nearest: digits")
 
 

@@ -27,10 +27,12 @@ def show_models() -> None:
 
 
 def show_model(name: str) -> None:
-    """Print one network: layers with shapes and receptive fields, and classes."""
-    from jaxplain.models import find_architecture, outline, parameter_count
+    """Print one network: layers with shapes and receptive fields, weights and classes."""
+    from jaxplain.models import SHIPPED, find_architecture, load_model, outline, parameter_count
 
-    architecture, model = find_architecture(name), outline(name)
+    architecture = find_architecture(name)
+    # Weights bring the names of their classes; those that ship are small.
+    model = load_model(name) if SHIPPED in architecture.weights else outline(name)
     heads = [("layer", "left"), ("shape", "right"), ("sees", "right"), ("every", "right")]
     rows = table("", [*heads, ("", "left")])
     for layer in model.layers():
@@ -44,10 +46,13 @@ def show_model(name: str) -> None:
         )
     say(f"{name}: {architecture.description}; {parameter_count(model):,} parameters")
     show_table(rows)
+    say(f"weights: {', '.join(architecture.weights) or 'none are published'}, or your own")
     if model.class_names:
         few = model.class_names[:20]
         more = len(model.class_names) - len(few)
         say("classes: " + ", ".join(few) + (f" and {more} more" if more else ""))
+    else:
+        say(f"classes: {architecture.num_classes}, whose names come with weights, if at all")
 
 
 def show_methods() -> None:
