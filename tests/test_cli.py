@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 import warnings
 from importlib import metadata
 
@@ -541,6 +542,11 @@ def test_the_demo_scores_every_method_and_shows_every_network(tmp_path, monkeypa
     text = (tmp_path / "new" / "demo.html").read_text(encoding="utf-8")
     for expected in ("12 held-out pictures", "IoU area", "Handwritten digits", *names):
         assert expected in text
+    for metric in ("IoU area", "Pointing", "Strict pointing", "Energy inside"):
+        # A method's mean over the classes, and one for each class, all with their intervals.
+        table = text.partition(f"<caption>{metric}, by class")[2].partition("</table>")[0]
+        row = table.partition(">Ink</th>")[2].partition("</tr>")[0]
+        assert len(re.findall(r"\d\.\d\d–\d\.\d\d", row)) == 1 + 6
 
 
 def test_the_demo_looks_at_its_folder_first(tmp_path, monkeypatch):
