@@ -100,9 +100,9 @@ Chunk = Annotated[
 def show_version(wanted: bool) -> bool:
     """Print the version and stop, if `wanted`."""
     if wanted:
-        import jaxplain
+        from importlib import metadata
 
-        say(f"jaxplain {jaxplain.__version__}")
+        say(f"jaxplain {metadata.version('jaxplain')}")
         raise typer.Exit
     return wanted
 
