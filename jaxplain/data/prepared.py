@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Int
+from tensorflow_datasets.core.read_only_builder import builder_from_files
 
 from jaxplain.data import SPLITS
 from jaxplain.data.labelled import (
@@ -86,7 +87,7 @@ def read_prepared(
     folder = data_dir or os.environ.get(FOLDER_VARIABLE)
     options = {} if folder is None else {"data_dir": os.fspath(folder)}
     try:
-        builder = tfds.core.read_only_builder.builder_from_files(name, **options)
+        builder = builder_from_files(name, **options)
     except tfds.core.DatasetNotFoundError as error:
         where = folder or "~/tensorflow_datasets"
         raise FileNotFoundError(

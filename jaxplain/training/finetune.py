@@ -43,7 +43,7 @@ from jaxplain.training.learners import (
     frozen_part,
     with_new_head,
 )
-from jaxplain.training.loop import Loop, Progress, best_epoch
+from jaxplain.training.loop import Loop, Progress, Schedule, best_epoch
 from jaxplain.training.objectives import Objective, check_labels, find_objective
 
 
@@ -154,7 +154,7 @@ def fine_tune(
             work["pictures"] = [_fingerprint(part) for part in data[:3]]
             work["parameters"] = _parameters_checksum(loaded)
         learner = _learner(tuning, objective, model, data, store, work, preparing)
-        loop = Loop(learner, tuning, seed, progress or (lambda _: None))
+        loop = Loop(learner, Schedule.of(tuning), seed, progress or (lambda _: None))
         if folder is None:
             state, history = loop.run(None)
         else:

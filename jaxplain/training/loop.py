@@ -74,9 +74,19 @@ class State(NamedTuple):
     totals: Float[Array, "2"]
 
 
-@runtime_checkable
-class Schedule(Protocol):
-    """How long and how fast: a `Recipe` is one, and so is a `FineTuning`; see these."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How long and how fast to train.
+
+    Attributes:
+        epochs: passes over the training pictures, at most.
+        patience: epochs without progress on the validation pictures after which to stop.
+        batch_size: pictures a step; all of them if there are fewer.
+        learning_rate: of AdamW, after a warm-up of `warmup` steps; it falls to a hundredth by half
+            a cosine.
+        warmup: steps.
+        weight_decay: of the kernels.
+    """
 
     epochs: int
     patience: int
@@ -85,13 +95,20 @@ class Schedule(Protocol):
     warmup: int
     weight_decay: float
 
+    @classmethod
+    def of(cls, recipe: Any) -> "Schedule":
+        """Return the fields of that name of a recipe."""
+        return cls(**{field.name: getattr(recipe, field.name) for field in dataclasses.fields(cls)})
+
 
 @runtime_checkable
 class Learner(Protocol):
     """What the loop trains: where it begins, what a step lowers, how good it is."""
 
-    frozen: Any
-    """A pytree that `loss` gets as it is."""
+    @property
+    def frozen(self) -> Any:
+        """A pytree that `loss` gets as it is."""
+        ...
 
     def __len__(self) -> int:
         """How many pictures there are to learn from."""

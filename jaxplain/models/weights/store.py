@@ -159,8 +159,8 @@ def load(path: str | Path, architecture: Architecture, num_classes: int | None =
     shapes = variable_shapes(architecture, classes)
     variables = fill(own_plan(shapes), shapes, tensors, source=str(path))
     check_class_names(header.class_names, classes, str(path))
-    fields = {field.name: getattr(header, field.name) for field in dataclasses.fields(Header)}
-    return Weights(variables=variables, **(fields | {"num_classes": classes}))
+    said: dict[str, Any] = {f.name: getattr(header, f.name) for f in dataclasses.fields(Header)}
+    return Weights(variables=variables, **(said | {"num_classes": classes}))
 
 
 def agreed_classes(asked: int | None, found: int | None, source: str) -> int | None:
