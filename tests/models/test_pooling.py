@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -47,6 +48,26 @@ def test_max_pool(shape, size, stride, padding, ceil):
     np.testing.assert_allclose(
         ours[0, ..., 0], pooled(x, size, stride, *padding, ceil=ceil), rtol=1e-6
     )
+
+
+@pytest.mark.parametrize(("size", "stride", "padding"), [(2, 2, 0), (3, 2, 1), (3, 1, 0)])
+def test_the_first_of_equal_values_wins_as_in_torch(size, stride, padding):
+    # Behind a ReLU, and where a photograph is white, windows are full of ties.
+    x = np.random.default_rng(4).integers(0, 3, (9, 10)).astype(float)
+    _, pull = jax.vjp(
+        lambda x: max_pool(x, "pool", size, stride=stride, padding=padding), batched(x)
+    )
+    arriving = np.random.default_rng(5).standard_normal(
+        pooled(x, size, stride, padding, padding).shape
+    )
+    slow = np.zeros((9 + 2 * padding, 10 + 2 * padding))
+    padded = np.pad(x, padding, constant_values=-np.inf)
+    for i, j in np.ndindex(arriving.shape):
+        window = padded[i * stride : i * stride + size, j * stride : j * stride + size]
+        row, column = np.unravel_index(np.argmax(window), window.shape)
+        slow[i * stride + row, j * stride + column] += arriving[i, j]
+    inside = slow[padding : padding + 9, padding : padding + 10]
+    np.testing.assert_allclose(pull(batched(arriving))[0][0, ..., 0], inside, rtol=1e-5, atol=1e-6)
 
 
 def test_ceil_mode_drops_a_window_that_would_start_in_the_padding():

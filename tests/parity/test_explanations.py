@@ -1,0 +1,160 @@
+"""Explanations of photographs by VGG-16 and ResNet-18 are those of Captum, Zennit and TorchRay.
+
+They take ten minutes and some gigabytes, so that only JAXPLAIN_PARITY=all runs them; what they say
+about ties in general is checked on small arrays everywhere (tests/models/test_pooling.py).
+"""
+
+import functools
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from parity_routing import UNITS, WINDOWS, rules
+from ports import NETWORKS, photographs, variables_of
+
+import jaxplain as jxp
+from jaxplain.adapters import LinenApply
+from jaxplain.trace import backpropagate, capture
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("JAXPLAIN_PARITY") != "all", reason="large networks; set JAXPLAIN_PARITY=all"
+)
+BOX = "lrp/epsilon_gamma_box/epsilon_1e-6/gamma_0.25/low_-2.117904/high_2.640000"
+INTEGRATED = "integrated_gradients/riemann_middle_16/baseline_0"
+# Keys of VGG-16 that depend on decisions which float32 leaves open.
+OPEN = {
+    "gradient", "input_x_gradient", INTEGRATED, "guided_backprop", "deconvnet", "guided_grad_cam",
+}  # fmt: skip
+
+
+def occlusion(model, images, targets):
+    found = jxp.occlusion(model, images, targets, window=56, stride=56, chunk=4)
+    return jnp.broadcast_to(found[..., None], images.shape)
+
+
+def lrp(rules):
+    return lambda model, images, targets: jxp.lrp(model, images, targets, rules=rules).attribution
+
+
+EVERYWHERE = {
+    "logits": lambda model, images, _: jax.jit(model)(images),
+    "gradient": jxp.gradient,
+    "input_x_gradient": jxp.input_x_gradient,
+    INTEGRATED: lambda model, images, targets: (
+        jxp.integrated_gradients(model, images, targets, steps=16, rule="midpoint").attribution
+    ),
+    "occlusion/window_56/stride_56/baseline_0": occlusion,
+    "lrp/epsilon_plus/epsilon_1e-6": lrp("epsilon_plus"),
+    "lrp/epsilon_alpha2_beta1/epsilon_1e-6": lrp("epsilon_alpha2_beta1"),
+    BOX: lrp(jxp.rules.epsilon_gamma_box(-2.117904, 2.64)),
+}
+METHODS = {
+    "resnet18": EVERYWHERE
+    | {
+        "grad_cam/layer4": functools.partial(jxp.grad_cam, layer="layer4", upsample=False),
+        "grad_cam_upsampled/layer4": functools.partial(jxp.grad_cam, layer="layer4"),
+    },
+    "vgg16": EVERYWHERE
+    | {
+        "grad_cam/features.29": functools.partial(jxp.grad_cam, layer="conv5_3", upsample=False),
+        "grad_cam_upsampled/features.29": functools.partial(jxp.grad_cam, layer="conv5_3"),
+        "guided_backprop": lambda *a: jxp.guided_backprop(*a).attribution,
+        "deconvnet": lambda *a: jxp.deconvnet(*a).attribution,
+        "guided_grad_cam": lambda *a: (
+            jxp.guided_grad_cam(*a, layer="conv5_3", interpolation="nearest").attribution
+        ),
+        "excitation_backprop/features.23": lambda *a: (
+            jxp.excitation_backprop(*a, layer="pool4", upsample=False).heatmap
+        ),
+        "contrastive_excitation_backprop/features.23/contrast_classifier.4": lambda *a: (
+            jxp.contrastive_excitation_backprop(
+                *a, layer="pool4", contrast="fc7", upsample=False
+            ).heatmap
+        ),
+    },
+}
+CASES = [(name, key) for name, methods in METHODS.items() for key in methods]
+
+
+@functools.cache
+def references():
+    with np.load(Path(__file__).parents[1] / "data" / "explain_photographs.npz") as file:
+        return {key: file[key] for key in file.files}
+
+
+@functools.cache
+def variables(name):
+    return variables_of(NETWORKS[name])
+
+
+def prepared(name, dtype=jnp.float32):
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), variables(name))
+    model = jxp.Model.from_function(
+        LinenApply(NETWORKS[name]), params, input_shape=(224, 224, 3), name=name
+    )
+    return model, photographs(224).astype(dtype), jnp.asarray(references()["targets"])
+
+
+def errors(found, name, key):
+    """Return the errors at the recorded places over the largest value; the first 512 are random."""
+    reference = references()[f"{name}/{key}/value"]
+    places = references()[f"{name}/{key}/index"]
+    assert found.shape == tuple(references()[f"{name}/{key}/shape"])
+    return np.abs(np.asarray(found).ravel()[places] - reference) / np.abs(reference).max()
+
+
+def test_every_recorded_explanation_is_checked():
+    recorded = {key.removesuffix("/value") for key in references() if key.endswith("/value")}
+    assert recorded == {f"{name}/{key}" for name, key in CASES}
+
+
+@pytest.mark.parametrize(("name", "key"), CASES)
+def test_explanations_are_those_of_the_other_libraries(name, key):
+    found = errors(METHODS[name][key](*prepared(name)), name, key)
+    if name == "vgg16" and key in OPEN:
+        assert np.mean(found[:512] > 1e-3) < 0.25
+        assert found.max() < 0.2
+    else:
+        assert found.max() <= 1e-3
+
+
+@pytest.mark.parametrize("kind", ["gradient", "guided", "deconvnet"])
+def test_gradients_in_float64_are_the_references_up_to_nine_decisions(kind):
+    with jax.enable_x64():
+        model, images, targets = prepared("vgg16", jnp.float64)
+        run = jax.jit(backpropagate, static_argnames="rules")
+        found = run(model, images, targets, rules(kind)).attribution
+        if kind == "gradient":
+            products = {"gradient": found, "input_x_gradient": found * images}
+        elif kind == "guided":
+            heat = jxp.grad_cam(model, images, targets, layer="conv5_3", upsample=False)
+            heat = heat.repeat(16, 1).repeat(16, 2)
+            products = {"guided_backprop": found, "guided_grad_cam": found * heat[..., None]}
+        else:
+            products = {"deconvnet": found}
+        for key, product in products.items():
+            assert errors(product, "vgg16", key).max() < 1e-5, key
+
+
+def test_the_nine_decisions_are_ties_to_the_accuracy_of_float32():
+    with jax.enable_x64():
+        model, images, _ = prepared("vgg16", jnp.float64)
+        before = {"pool1": "conv1_2", "pool2": "conv2_2", "pool3": "conv3_3", "pool4": "conv4_3"}
+        inputs = {"conv4_1": "pool3", "conv4_2": "conv4_1", "conv5_1": "pool4"}
+        wanted = {*before.values(), *inputs.values()}
+        tensors = jax.jit(lambda model, images: capture(model, images, wanted))(model, images)
+        for layer, (image, row, column, channel), (down, right) in WINDOWS:
+            values = tensors[before[layer]]
+            y, x = 2 * row, 2 * column
+            window = values[image, y : y + 2, x : x + 2, channel]
+            assert 0 < window.max() - window[down, right] < 1e-6 * values.max()
+        for layer, unit in UNITS:
+            weights = model.params["params"][layer]
+            values = jax.lax.conv_general_dilated(
+                tensors[inputs[layer]], weights["kernel"], (1, 1), [(1, 1)] * 2,
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            ) + weights["bias"].reshape(1, 1, 1, -1)  # fmt: skip
+            assert abs(values[unit]) < 1e-6 * abs(values).max()
