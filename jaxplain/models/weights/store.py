@@ -160,7 +160,8 @@ def load(path: str | Path, architecture: Architecture, num_classes: int | None =
     variables = fill(own_plan(shapes), shapes, tensors, source=str(path))
     check_class_names(header.class_names, classes, str(path))
     said: dict[str, Any] = {f.name: getattr(header, f.name) for f in dataclasses.fields(Header)}
-    return Weights(variables=variables, **(said | {"num_classes": classes}))
+    said["num_classes"] = classes
+    return Weights(variables=variables, **said)
 
 
 def agreed_classes(asked: int | None, found: int | None, source: str) -> int | None:
