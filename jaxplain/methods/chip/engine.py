@@ -10,15 +10,15 @@ the Gram matrices of all classes over the devices would be.
 import dataclasses
 import functools
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int, UInt8, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
 
 from jaxplain.methods.chip import statistics
 from jaxplain.methods.chip.shortcut import (
@@ -103,6 +103,15 @@ class Seen(NamedTuple):
 def padded_classes(plan: Plan, mesh: Mesh) -> int:
     """Return the number of classes, filled up to a multiple of the devices."""
     return -(-plan.classes // mesh.size) * mesh.size
+
+
+@functools.cache
+def zeros(mesh: Mesh, classes: int, channels: int, dtype: str) -> Callable[[], Accumulator]:
+    """Return a program that makes sums of nothing on a mesh, along the classes."""
+    return jax.jit(
+        functools.partial(statistics.zeros, classes, channels, jnp.dtype(dtype)),
+        out_shardings=NamedSharding(mesh, P(AXIS)),
+    )
 
 
 def layer_key(key: jax.Array, layer: str) -> jax.Array:
@@ -227,7 +236,7 @@ def perturbed(
     prepared: Prepared | None,
     layer: str,
     activation: Float[Array, "b *positions k"],
-    gates: Float[Array, "b n k"],
+    gates: Bool[Array, "b n k"],
 ) -> Float[Array, "b n classes"]:
     """Return the predictions g of the perturbed networks, eq. (3)."""
     if shortcut is None:

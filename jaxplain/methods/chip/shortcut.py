@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxplain.model import Model
 from jaxplain.trace import jaxpr as jx
@@ -104,23 +104,22 @@ class Prepared(NamedTuple):
     at_closed: Float[Array, "k positions"]
 
 
-def find(model: Model, layer: str, image: ImageType) -> Found:
+def find(traced: Traced, layer: str) -> Found:
     """Look for the dense product that the gates of a layer enter linearly.
 
     Args:
-        model: any model.
+        traced: a model's program for one image.
         layer: one that separates the images from the logits.
-        image: what one image is.
 
     Example:
         >>> from jaxplain.models import outline
-        >>> found = find(outline("vgg16"), "conv5_3", ImageType((224, 224, 3)))
+        >>> traced = trace_model(outline("vgg16"), ImageType((224, 224, 3)).batch(1))
+        >>> found = find(traced, "conv5_3")
         >>> found.reason, found.shortcut.positions
         ('linear in the gates up to fc6', 49)
-        >>> find(outline("vgg16"), "conv5_2", ImageType((224, 224, 3))).reason
+        >>> find(traced, "conv5_2").reason
         'conv_general_dilated mixes channels before any dense layer'
     """
-    traced = trace_model(model, image.batch(1))
     program, cut = traced.program, traced.variable(layer)
     shape = program.avals[cut].shape
     if len(shape) != 4:
@@ -161,7 +160,7 @@ def _labels(
     if name in _REDUCTIONS:
         return _if_equal(one.min(params["axes"]), one.max(params["axes"]))
     if name in _WINDOWS:
-        low, high = (_windowed(one, params, worst) for worst in (one.max() + 1, -1))
+        low, high = (_windowed(one, params, worst) for worst in (int(one.max()) + 1, -1))
         return _if_equal(low, high)
     if name == "dot_general":
         return _fixed_product(equation, labels, shape)
@@ -238,30 +237,30 @@ def _products(program: Program) -> list[Equation]:
     return [equation for equation in program.equations if equation.name == "dot_general"]
 
 
-def same_program(model: Model, rows: tuple[int, ...], image: ImageType) -> bool:
-    """Say whether a model does the same whatever the number of images.
+def same_program(model: Model, traced: Traced, batch: jax.ShapeDtypeStruct) -> bool:
+    """Say whether a model's program for a batch is that for one image, with other shapes.
 
     Example:
         >>> from jaxplain.models import outline
-        >>> same_program(outline("digits"), (1, 4), ImageType((28, 28, 1)))
+        >>> model, image = outline("digits"), ImageType((28, 28, 1))
+        >>> same_program(model, trace_model(model, image.batch(1)), image.batch(4))
         True
     """
-    told = [[e.name for e in trace_model(model, image.batch(n)).program.equations] for n in rows]
-    return all(names == told[0] for names in told)
+    other = trace_model(model, batch).program.equations
+    return [e.name for e in other] == [e.name for e in traced.program.equations]
 
 
-def prepare(model: Model, found: Found, image: ImageType) -> Prepared:
+def prepare(model: Model, traced: Traced, found: Found) -> Prepared:
     """Return what the shortcut needs of a model's parameters.
 
     Args:
         model: the model.
+        traced: its program for one image.
         found: with a shortcut.
-        image: what one image is.
     """
     shortcut, order = found.shortcut, found.order
     assert shortcut is not None
     assert order is not None
-    traced = trace_model(model, image.batch(1))
     program = traced.program
     equation, cut = _products(program)[shortcut.product], traced.variable(shortcut.layer)
     weight = _evaluated(program, traced.bind(model.params, None), equation, shortcut.weight)
@@ -285,7 +284,7 @@ def product_outputs(
     shortcut: Shortcut,
     prepared: Prepared,
     activation: Float[Array, "b h w k"],
-    gates: Float[Array, "b n k"],
+    gates: Bool[Array, "b n k"],
     image: ImageType,
 ) -> Float[Array, "b n units"]:
     """Return the product's output for every image under every gate vector."""
@@ -293,13 +292,14 @@ def product_outputs(
     equation = _products(traced.program)[shortcut.product]
     values = {**traced.bind(model.params, None), traced.variable(shortcut.layer): activation}
     inputs = _evaluated(traced.program, values, equation, 1 - shortcut.weight)
-    change = inputs[:, prepared.order] - prepared.at_closed
+    change = inputs[:, prepared.order] - prepared.at_closed[None]
     gates = gates.astype(change.dtype)
+    closed = prepared.closed[None, None]
     if shortcut.positions == 1:  # contributions would be as many numbers again, and save nothing
         gated = gates * change[:, None, :, 0]
-        return prepared.closed + jnp.einsum("bnk,ko->bno", gated, prepared.weights[:, 0])
+        return closed + jnp.einsum("bnk,ko->bno", gated, prepared.weights[:, 0])
     contributions = jnp.einsum("bkp,kpo->bko", change, prepared.weights)
-    return prepared.closed + jnp.einsum("bnk,bko->bno", gates, contributions)
+    return closed + jnp.einsum("bnk,bko->bno", gates, contributions)
 
 
 def after_product(

@@ -64,11 +64,11 @@ class ChipStatistics:
     path: str
     settings: Settings
 
-    def gram(self, classes: Any) -> Float[np.ndarray, "some k k"]:
+    def gram(self, classes: Any) -> Float[np.ndarray, "*some k k"]:
         """Return the Gram matrices of some classes.
 
         Args:
-            classes: their numbers, or a slice.
+            classes: a number, several, or a slice.
         """
         return unpack(self.packed[classes], self.corr.shape[1])
 

@@ -1,0 +1,122 @@
+"""Several processes, and one that is killed: the result is what one would have found."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from chip_networks import images, small
+
+from jaxplain.methods.chip import gather
+
+TESTS = Path(__file__).parents[2]
+FIELDS = ("packed", "corr", "energy", "weight", "predicted")
+LIMIT = 300
+
+
+def start(out: Path, *words, devices: int = 1) -> subprocess.Popen:
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    flags = [flag for flag in flags if "device_count" not in flag]
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": " ".join([*flags, f"--xla_force_host_platform_device_count={devices}"]),
+        "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]),
+    }
+    command = [sys.executable, str(TESTS / "chip_worker.py"), str(out), *map(str, words)]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def finished(process: subprocess.Popen) -> str:
+    """Wait for a process that should end well, or return why it did not."""
+    _, error = process.communicate(timeout=LIMIT)
+    return "" if process.returncode == 0 else error
+
+
+def test_two_processes_find_what_one_does(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    outs = [tmp_path / f"{index}.npz" for index in range(2)]
+    # 21 images in batches of 2: one process has a batch more, and its last one is not full.
+    started = [
+        start(out, "--processes", 2, "--index", index, "--port", port, devices=2)
+        for index, out in enumerate(outs)
+    ]
+    assert [finished(process) for process in started] == ["", ""]
+    alone = gather(small(), [images(21)], ("conv1", "conv2"), key=jax.random.key(0), num_gates=8)
+    for out in outs:
+        with np.load(out) as found:
+            for layer, expected in alone.items():
+                for name in FIELDS:
+                    own, value = found[f"{layer}/{name}"], np.asarray(getattr(expected, name))
+                    scale = np.abs(value).max()
+                    np.testing.assert_allclose(own / scale, value / scale, atol=1e-5, err_msg=name)
+
+
+def test_killed_and_started_again_it_ends_with_the_same_bits(tmp_path):
+    folder, whole, resumed = tmp_path / "kept", tmp_path / "whole.npz", tmp_path / "resumed.npz"
+    uninterrupted = start(whole, "--checkpoint", tmp_path / "other")
+    victim = start(tmp_path / "never.npz", "--checkpoint", folder, "--delay", 0.2)
+    end = time.monotonic() + LIMIT
+    # Somewhere behind the second checkpoint, perhaps in the middle of the third.
+    while not (folder / "seals" / "2").exists():
+        assert victim.poll() is None, victim.communicate()[1]
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    victim.send_signal(signal.SIGKILL)
+    victim.communicate(timeout=LIMIT)
+    assert not (tmp_path / "never.npz").exists()
+    assert finished(uninterrupted) == ""
+    # And one that was never finished lies there as well.
+    newest = max((folder / "seals").iterdir(), key=lambda path: int(path.name))
+    shutil.copytree(folder / "states" / newest.name, folder / "states" / "99")
+    assert finished(start(resumed, "--checkpoint", folder)) == ""
+    with np.load(whole) as one, np.load(resumed) as other:
+        assert sorted(one) == sorted(other)
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+            assert np.abs(one[name]).max() > 0
+    refused = start(tmp_path / "no.npz", "--checkpoint", folder, "--seed", 1)
+    assert "the checkpoint is of other data: the first batch differs" in finished(refused)
+
+
+def test_what_was_read_is_passed_over_and_compared(tmp_path):
+    pictures, stop = images(14), 5
+    batches = [pictures[i : i + 2] for i in range(0, 14, 2)]
+
+    def broken_off():
+        yield from batches[:stop]
+        raise OSError("the disk was pulled out")
+
+    def run(given, folder, **options):
+        settings = {"key": jax.random.key(0), "num_gates": 8, "chunk": 4, "every": 1, **options}
+        return gather(small(), given, "conv2", checkpoint=folder, **settings)["conv2"]
+
+    with pytest.raises(OSError, match="pulled out"):
+        run(broken_off(), tmp_path / "kept")
+    for change, message in (
+        ({"num_gates": 9}, "num_gates was 8, now 9"),
+        ({"keep": 0.4}, "keep was 0.5, now 0.4; sigma was"),
+        ({"key": jax.random.key(1)}, r"key was \[0, 0\], now \[0, 1\]"),
+        ({"gates": "shared"}, "gates was 'fresh', now 'shared'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(batches, tmp_path / "kept", **change)
+    swapped = [batches[0], batches[2], batches[1], *batches[3:]]
+    with pytest.raises(ValueError, match=r"the first \d batches are not the same"):
+        run(swapped, tmp_path / "kept")
+    with pytest.raises(ValueError, match="of other data: they end after 1 batches"):
+        run(batches[:1], tmp_path / "kept")
+    told = []
+    found = run(batches, tmp_path / "kept", progress=told.append)
+    assert told[0].resumed == stop // 2 * 4
+    expected = run(batches, tmp_path / "other")
+    for name in FIELDS:
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
