@@ -31,6 +31,7 @@ from jaxplain.preprocessing import Preprocessing
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 HUB = "hf:"
+HUB_FILE = "model.safetensors"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,22 +220,51 @@ class Loader:
         )
 
     def _from_hub(self, reference: str, num_classes: int | None) -> Foreign:
-        """Fetch `model.safetensors` and `config.json` of "hf:organisation/name[@revision]"."""
+        """Read `model.safetensors`, and timm's `config.json`, of "hf:owner/name[@revision]"."""
+        path = _fetch(reference, HUB_FILE)
+        if path is None:
+            raise FileNotFoundError(f"weights {reference!r}: the repository has no {HUB_FILE}")
+        found = self._from_safetensors(path, num_classes)
+        if found.preprocessing is not None:  # it is a file of ours
+            return found
+        config = _fetch(reference, "config.json")
+        if config is None:
+            return found
         try:
-            import huggingface_hub  # pyright: ignore[reportMissingImports] - optional
-        except ImportError as error:
-            raise ValueError(
-                f"weights {reference!r} are fetched by huggingface_hub, which is not installed; "
-                f"try: pip install huggingface_hub"
-            ) from error
-        repository, _, revision = reference.removeprefix(HUB).partition("@")
-        path, config = (
-            huggingface_hub.hf_hub_download(repository, file, revision=revision or None)
-            for file in ("model.safetensors", "config.json")
-        )
-        found = self._from_safetensors(Path(path), num_classes)
-        settings = json.loads(Path(config).read_text("utf-8")).get("pretrained_cfg", {})
-        return dataclasses.replace(found, preprocessing=_timm_preprocessing(settings))
+            settings = json.loads(config.read_text("utf-8")).get("pretrained_cfg", {})
+            return dataclasses.replace(found, preprocessing=_timm_preprocessing(settings))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"config.json of {reference!r} is not timm's: {error}") from error
+
+
+def _fetch(reference: str, file: str) -> Path | None:
+    """Return where a file of "hf:owner/name[@revision]" lies when fetched; None if it has none.
+
+    Raises:
+        OSError: there is no such repository or revision, or the hub cannot be reached.
+        ValueError: the hub's library is not installed, or this is no name of a repository.
+    """
+    try:
+        import huggingface_hub
+        from huggingface_hub import errors
+    except ImportError as error:
+        raise ValueError(
+            f"weights {reference!r} are fetched by huggingface_hub, which is not installed; try: "
+            f"pip install huggingface_hub"
+        ) from error
+    repository, _, revision = reference.removeprefix(HUB).partition("@")
+    try:
+        return Path(huggingface_hub.hf_hub_download(repository, file, revision=revision or None))
+    except errors.LocalEntryNotFoundError as error:
+        raise OSError(
+            f"cannot fetch {file} of {reference!r}: the hub cannot be reached, and it has not been "
+            f"fetched before; download it elsewhere and pass its path as the weights"
+        ) from error
+    except errors.EntryNotFoundError:
+        return None
+    except OSError as error:
+        reason = next((line for line in str(error).splitlines()[1:] if line.strip()), str(error))
+        raise OSError(f"cannot fetch {file} of {reference!r}: {reason}") from error
 
 
 def _timm_preprocessing(settings: Mapping[str, Any]) -> Preprocessing | None:

@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import types
 from pathlib import Path
 
 import jax
@@ -149,36 +148,6 @@ def test_a_published_file_is_verified_wherever_it_lies(tmp_path):
     path = write_state_dict(tmp_path / "vgg16-397923af.pth", state_dict())
     with pytest.raises(ValueError, match=r"has the SHA-256 .*; expected 397923af"):
         TINY(path, 4)
-
-
-def test_the_hub_is_asked_for_timms_two_files(tmp_path, monkeypatch, expected):
-    save_file(state_dict(), tmp_path / "model.safetensors")
-    settings = {
-        "input_size": [3, 299, 299],
-        "mean": [0.5, 0.5, 0.5],
-        "std": [0.5, 0.5, 0.5],
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-    }
-    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": settings}))
-    asked = []
-
-    def fetch(repository, file, *, revision=None):
-        asked.append((repository, file, revision))
-        return str(tmp_path / file)
-
-    module = types.ModuleType("huggingface_hub")
-    module.hf_hub_download = fetch
-    monkeypatch.setitem(sys.modules, "huggingface_hub", module)
-    found = TINY("hf:timm/tiny.tv_in1k@v2", 4)
-    assert same(found.variables, expected)
-    assert found.preprocessing == dataclasses.replace(
-        GOOGLE_299, resize=341, interpolation="bicubic"
-    )
-    assert asked == [
-        ("timm/tiny.tv_in1k", "model.safetensors", "v2"),
-        ("timm/tiny.tv_in1k", "config.json", "v2"),
-    ]
 
 
 def test_without_the_hubs_library_the_message_says_what_to_install(monkeypatch):
