@@ -68,7 +68,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Shows which parts of a picture made an image classifier decide as it did.",
     epilog="Start with [bold]jaxplain demo[/bold]; for a photograph of your own, [bold]jaxplain "
-    "explain PICTURE --model vgg16 --weights imagenet[/bold]. Every command has its own [bold]--help[/bold] with examples.",
+    "explain PICTURE --model vgg16 --weights imagenet[/bold]. "
+    "Every command has its own [bold]--help[/bold] with examples.",
 )
 data_app = typer.Typer(rich_markup_mode="rich")
 app.add_typer(data_app, name="data")
