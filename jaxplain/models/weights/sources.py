@@ -256,6 +256,9 @@ def _fetch(reference: str, file: str) -> Path | None:
     try:
         return Path(huggingface_hub.hf_hub_download(repository, file, revision=revision or None))
     except errors.LocalEntryNotFoundError as error:
+        known = huggingface_hub.try_to_load_from_cache(repository, file, revision=revision or None)
+        if known is not None and not isinstance(known, str):  # it was asked for, and is not there
+            return None
         raise OSError(
             f"cannot fetch {file} of {reference!r}: the hub cannot be reached, and it has not been "
             f"fetched before; download it elsewhere and pass its path as the weights"
