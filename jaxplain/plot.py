@@ -311,6 +311,98 @@ def grid(
     return figure
 
 
+def channels(
+    weights: Any, class_names: Sequence[str], *, most: int = 60, title: str = "channel"
+) -> "Figure":
+    """Draw how important channels are for classes: a row a channel, a column a class.
+
+    Weights of each class are divided by its largest, so that classes can be compared. The channels
+    that matter most to any class are shown, in their own order.
+
+    Args:
+        weights: (classes, K).
+        class_names: one a class.
+        most: channels to show.
+        title: of the axis of the channels.
+
+    Returns:
+        A matplotlib figure, closed for pyplot: the last expression of a notebook cell shows it
+            once.
+
+    Raises:
+        ValueError: another shape, or another number of names.
+
+    Example:
+        >>> figure = channels(np.eye(3, 5), ["a", "b", "c"], most=4)
+        >>> [text.get_text() for text in figure.axes[0].get_xticklabels()]
+        ['a', 'b', 'c']
+    """
+    values = _named(weights, class_names, "weights")
+    relative = values / np.maximum(np.abs(values).max(1, keepdims=True), np.finfo(np.float32).tiny)
+    strongest = np.argsort(-np.abs(relative).max(0), kind="stable")[:most]
+    shown = np.sort(strongest)
+    size = (1.2 + 0.45 * len(values), 0.8 + 0.12 * len(shown))
+    figure, axes = _subplots(1, 1, size=size)
+    axis = axes[0, 0]
+    axis.imshow(
+        palette(signed=True)[_index(relative[:, shown].T, signed=True)],
+        aspect="auto",
+        interpolation="nearest",
+    )
+    axis.set_xticks(range(len(values)), class_names, rotation=90, fontsize=7)
+    axis.set_yticks(range(len(shown)), [str(k) for k in shown], fontsize=5)
+    axis.set_ylabel(f"{title} ({len(shown)} of {values.shape[1]})", fontsize=8)
+    _bar(figure, [axis], signed=True)
+    return figure
+
+
+def shared(counts: Mapping[str, Any], class_names: Sequence[str]) -> "Figure":
+    """Draw how many things classes have in common, as one square of numbers for each way to count.
+
+    Args:
+        counts: way to count -> (n, n) integers; the diagonal is how many a class has itself.
+        class_names: one a class.
+
+    Returns:
+        A matplotlib figure, closed for pyplot: the last expression of a notebook cell shows it
+            once.
+
+    Raises:
+        ValueError: nothing to draw, another shape, or another number of names.
+
+    Example:
+        >>> figure = shared({"top 10": np.array([[10, 2], [2, 10]])}, ["red", "blue"])
+        >>> [text.get_text() for text in figure.axes[0].texts]
+        ['10', '2', '2', '10']
+    """
+    if not counts:
+        raise ValueError("counts is empty; expected at least one square of numbers")
+    squares = {
+        name: _named(square, class_names, f"counts[{name!r}]") for name, square in counts.items()
+    }
+    side = 1.0 + 0.32 * len(class_names)
+    figure, axes = _subplots(1, len(squares), size=(side * len(squares), side + 0.3))
+    for axis, (name, square) in zip(axes.flat, squares.items(), strict=True):
+        own = np.maximum(square.diagonal()[:, None], 1)
+        axis.imshow(palette(signed=False)[_index(np.clip(square / own, 0, 1), signed=False)])
+        for (row, column), count in np.ndenumerate(square):
+            ink = "black" if count > 0.6 * own[row, 0] else "white"
+            place = {"ha": "center", "va": "center", "fontsize": 6}
+            axis.text(column, row, f"{count:.0f}", color=ink, **place)
+        axis.set_title(name, fontsize=8)
+        axis.set_xticks(range(len(class_names)), class_names, rotation=90, fontsize=7)
+        axis.set_yticks(range(len(class_names)), class_names, fontsize=7)
+    return figure
+
+
+def _named(values: Any, class_names: Sequence[str], name: str) -> np.ndarray:
+    """A finite table with a row for each class."""
+    table = _heatmap(values)
+    if len(table) != len(class_names):
+        raise ValueError(f"{name} has {len(table)} rows for {len(class_names)} class names")
+    return table
+
+
 def _heatmap(heatmap: Any) -> np.ndarray:
     values = np.asarray(heatmap, np.float32)
     if values.ndim != 2 or values.size == 0:

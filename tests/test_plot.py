@@ -142,3 +142,30 @@ def test_grids_have_a_row_a_picture_and_a_bar_for_each_kind_of_map():
         titles="abc",
     )
     assert len(figure.axes) == 3 * 3 + 2
+
+
+def test_channels_are_shown_relative_to_the_largest_of_their_class():
+    weights = np.zeros((2, 9))
+    weights[0, [1, 5]], weights[1, [5, 7]] = (4.0, -2.0), (0.5, 1.0)
+    figure = plot.channels(weights, ["red", "blue"], most=3)
+    axis = figure.axes[0]
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["1", "5", "7"]
+    colours = axis.images[0].get_array()
+    assert colours.shape == (3, 2, 3)
+    strongest = plot.palette(signed=True)[-1]
+    assert (colours[0, 0] == strongest).all()
+    assert (colours[2, 1] == strongest).all()
+    assert colours[1, 0, 2] > colours[1, 0, 0]  # against the class: blue
+    with pytest.raises(ValueError, match="weights has 2 rows for 3 class names"):
+        plot.channels(weights, ["a", "b", "c"])
+
+
+def test_shared_counts_are_written_into_their_squares():
+    counts = {"top 10": np.array([[10, 3], [3, 10]]), "all": np.array([[7, 0], [0, 2]])}
+    figure = plot.shared(counts, ["red", "blue"])
+    texts = [[text.get_text() for text in axis.texts] for axis in figure.axes]
+    assert texts == [["10", "3", "3", "10"], ["7", "0", "0", "2"]]
+    with pytest.raises(ValueError, match="counts is empty"):
+        plot.shared({}, ["red"])
+    with pytest.raises(ValueError, match=r"counts\['top 10'\] has 2 rows for 1 class names"):
+        plot.shared(counts, ["red"])
