@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from jaxplain.methods import Method
     from jaxplain.model import Model
 
-CHUNK = 34
+CHUNK = 17
 SHOWN = 4
 """Pictures of each network on the page."""
 
@@ -146,8 +146,8 @@ def held_out(exhibit: Exhibit, flowers: int) -> Shown:
     from jaxplain.data.digits import digits as handwritten
 
     test = handwritten("test")
-    # The second of every class: the first of some are hardly legible at 8 x 8.
-    rows = np.array([np.flatnonzero(test.labels == label)[1] for label in range(10)])
+    # The second of each class: the first of some are hardly legible at 8 x 8.
+    rows = np.array([np.flatnonzero(test.labels == label)[1] for label in spread(10)])
     return Shown(test.images[rows, ..., 0], test.labels[rows], None, "digit")
 
 
@@ -238,11 +238,15 @@ def widened(model: "Model", classes: int) -> "Model":
     return dataclasses.replace(model, params=params, apply=apply, class_names=(), name="an8flower")
 
 
+def spread(classes: int) -> np.ndarray:
+    """Return the classes that are shown, as far apart as they can be."""
+    return np.linspace(0, classes - 1, SHOWN).round().astype(int)
+
+
 def chosen_rows(shown: Shown, correct: np.ndarray) -> Sequence[int]:
     """Return the pictures for the page: classes far apart, and one that was mistaken, if any."""
-    classes = int(shown.labels.max()) + 1
-    spread = np.linspace(0, classes - 1, SHOWN).round().astype(int)
-    rows = [int(np.flatnonzero(shown.labels == label)[0]) for label in spread]
+    labels = spread(int(shown.labels.max()) + 1)
+    rows = [int(np.flatnonzero(shown.labels == label)[0]) for label in labels]
     mistaken = np.flatnonzero(~correct)
     if len(mistaken) and int(mistaken[0]) not in rows:
         rows.append(int(mistaken[0]))

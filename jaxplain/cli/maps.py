@@ -1,7 +1,6 @@
 """Runs methods over pictures in batches of one size, each compiled once, and keeps time."""
 
 import os
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -86,8 +85,8 @@ def run_methods(
 ) -> tuple[dict[str, Maps], dict[str, str]]:
     """Explain the images with every method.
 
-    The first batches, in which methods are traced and compiled, run side by side; the others run
-    one after the other, so that their times can be believed.
+    The first batches, in which methods are traced and compiled, run side by side. The second ones
+    run one after the other, so that their times can be believed; then the others side by side.
 
     Args:
         methods: lines of METHODS.
@@ -102,29 +101,34 @@ def run_methods(
         ValueError: a method refuses and not `forgiving`, or gives a map that is not finite.
     """
     skipped: dict[str, str] = {}
-    found: dict[str, Maps] = {}
+    parts: dict[str, list[Batch]] = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        started = [(method, pool.submit(run_batch, method, task, 0)) for method in methods]
-        firsts: dict[str, Batch] = {}
         try:
+            started = [(method, pool.submit(run_batch, method, task, 0)) for method in methods]
             for method, future in started:
                 try:
-                    firsts[method.name] = future.result()
+                    parts[method.name] = [future.result()]
                 except ValueError as error:
                     if not forgiving:
                         raise
                     skipped[method.title] = str(error)
                 tick(method.title)
+            made = [method for method in methods if method.name in parts]
+            if task.batches > 1:
+                for method in made:
+                    parts[method.name].append(run_batch(method, task, 1))
+                    tick(method.title)
+            rest = [
+                (method, pool.submit(run_batch, method, task, number))
+                for method in made
+                for number in range(2, task.batches)
+            ]
+            for method, future in rest:
+                parts[method.name].append(future.result())
+                tick(method.title)
         finally:
             pool.shutdown(cancel_futures=True)
-    for method in methods:
-        if method.name in firsts:
-            parts = [firsts[method.name]]
-            for number in range(1, task.batches):
-                parts.append(run_batch(method, task, number))
-                tick(method.title)
-            found[method.name] = join(method, parts, task)
-    return found, skipped
+    return {method.name: join(method, parts[method.name], task) for method in made}, skipped
 
 
 def run_batch(method: "Method", task: Task, number: int) -> Batch:
@@ -164,7 +168,7 @@ def join(method: "Method", parts: Sequence[Batch], task: Task) -> Maps:
             f"method {method.name!r} gave maps that are not finite for {int(bad.sum())} of "
             f"{len(task.images)} pictures; are the weights finite?"
         )
-    steady = statistics.median(part.seconds for part in parts[1:]) if len(parts) > 1 else None
+    steady = parts[1].seconds if len(parts) > 1 else None
     return Maps(
         **joined,
         audit=parts[0].audit,

@@ -23,7 +23,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from jaxplain.evaluation.normalize import CHUNK, check_pair, min_max
+from jaxplain.evaluation.normalize import check_pair, min_max
 
 # 0, 0.05 … 1.
 THRESHOLDS = tuple(step / 20 for step in range(21))
@@ -63,8 +63,7 @@ def mask_iou(
     """Measure the IoU of thresholded heat maps with masks.
 
     Maps are min-max normalised one by one; a constant map selects everything at t = 0 and nothing
-    above. Memory beyond the input and the result does not grow with the number of images or of
-    thresholds.
+    above. Memory beyond the input and the result does not grow with the number of images.
 
     Args:
         heatmaps: (N, H, W) floats.
@@ -124,19 +123,18 @@ def area_under(
 def _curves(heatmaps: jax.Array, masks: jax.Array, thresholds: jax.Array) -> jax.Array:
     def curve(image: tuple[jax.Array, jax.Array]) -> jax.Array:
         heatmap, mask = image
-        scaled = min_max(heatmap)
+        scaled = min_max(heatmap).ravel()
+        # Counts as a product of matrices: several times faster than a sum for each threshold, and
+        # exact, for float32 has all whole numbers up to 16 million.
+        selected = (scaled[None] >= thresholds[:, None]).astype(jnp.float32)
+        counted = jnp.stack([mask.ravel(), jnp.ones(mask.size, bool)], 1).astype(jnp.float32)
+        both, chosen = jnp.matmul(selected, counted, precision=lax.Precision.HIGHEST).T
+        either = chosen + mask.sum() - both
+        defined = mask.any() & ~jnp.isnan(scaled[0])
+        return jnp.where(defined, both / jnp.maximum(either, 1), jnp.nan)
 
-        # One threshold at a time: comparing with all of them at once would hold T maps.
-        def iou(threshold: jax.Array) -> jax.Array:
-            selected = scaled >= threshold
-            both = jnp.sum(selected & mask, dtype=jnp.int32)
-            either = jnp.sum(selected | mask, dtype=jnp.int32)
-            return both / jnp.maximum(either, 1)
-
-        defined = mask.any() & ~jnp.isnan(scaled[0, 0])
-        return jnp.where(defined, lax.map(iou, thresholds), jnp.nan)
-
-    return lax.map(curve, (heatmaps, masks), batch_size=CHUNK)
+    # One image at a time: its pixels are compared with all thresholds at once.
+    return lax.map(curve, (heatmaps, masks))
 
 
 def _mean_of_defined(values: jax.Array) -> jax.Array:

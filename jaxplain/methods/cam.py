@@ -17,10 +17,10 @@ from jaxtyping import Array, Float, Int
 
 from jaxplain.methods.method import explainer, map_layer, no_positions, resize_maps
 from jaxplain.model import Model
-from jaxplain.scores import Score, score_fn
+from jaxplain.scores import Score
 from jaxplain.trace import Audit, backpropagate
-from jaxplain.trace import jaxpr as jx
-from jaxplain.trace.layers import Traced, trace_model
+from jaxplain.trace.backward import Sweep
+from jaxplain.trace.layers import Traced
 from jaxplain.trace.patterns import LINEAR_KINDS
 from jaxplain.trace.rules import GUIDED_BACKPROP
 from jaxplain.trace.sites import nonlinearity, survey
@@ -29,31 +29,16 @@ from jaxplain.trace.sites import nonlinearity, survey
 class _Behind(NamedTuple):
     """A layer and the derivative of the score behind it."""
 
-    logits: jax.Array
     activation: jax.Array
     gradient: jax.Array
 
 
-def _behind(
-    traced: Traced, model: Model, images: jax.Array, targets: jax.Array, layer: str, score: Score
-) -> _Behind:
-    """Run the network once and differentiate only what follows the layer, wherever it is."""
-    program, variable = traced.program, traced.variable(layer)
-    shape = program.avals[variable]
-    if len(shape.shape) != 4:
-        raise ValueError(no_positions(layer, shape.shape))
-
-    def run(change: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        logits, activation = jx.evaluate(
-            program,
-            traced.bind(model.params, images),
-            [program.outputs[0], variable],
-            edits={variable: lambda a: a + change},
-        )
-        return score_fn(score)(logits, targets).sum(), (logits, activation)
-
-    found, (logits, activation) = jax.grad(run, has_aux=True)(jnp.zeros(shape.shape, shape.dtype))
-    return _Behind(logits, activation, found)
+def _behind(sweep: Sweep, targets: jax.Array, layer: str, score: Score) -> _Behind:
+    """Differentiate only what follows the layer, wherever it is."""
+    activation = sweep.activation(layer)
+    if activation.ndim != 4:
+        raise ValueError(no_positions(layer, activation.shape))
+    return _Behind(activation, sweep.gradient(targets, score, layer))
 
 
 @explainer("layer", "relu", "upsample", "score")
@@ -96,7 +81,7 @@ def grad_cam(
         (1, 12, 12)
     """
     layer = map_layer(model, layer)
-    behind = _behind(trace_model(model, images), model, images, targets, layer, score)
+    behind = _behind(Sweep(model, images), targets, layer, score)
     alpha = behind.gradient.mean((1, 2))  # (1)
     return _map(
         jnp.einsum("bk,bhwk->bhw", alpha, behind.activation, precision="highest"),
@@ -210,9 +195,9 @@ def cam(
         (1, 112, 112)
     """
     layer = map_layer(model, layer)
-    traced = trace_model(model, images)
-    _check_averaged(traced, layer)
-    behind = _behind(traced, model, images, targets, layer, "logit")
+    sweep = Sweep(model, images)
+    _check_averaged(sweep.traced, layer)
+    behind = _behind(sweep, targets, layer, "logit")
     positions = behind.gradient.shape[1] * behind.gradient.shape[2]
     # The gradient is w_k / Z at every position.
     return _map(positions * (behind.gradient * behind.activation).sum(-1), images, relu, upsample)

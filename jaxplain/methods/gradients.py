@@ -23,30 +23,16 @@ from jaxtyping import Array, Float, Int, Key
 from jaxplain.methods.method import explainer
 from jaxplain.model import Model
 from jaxplain.scores import Score, score_fn
-from jaxplain.trace.backward import Seed, Sweep
-from jaxplain.trace.layers import INPUT
-from jaxplain.trace.rules import NO_RULES
+from jaxplain.trace.backward import Sweep
+from jaxplain.trace.layers import logits
 
 
 def _score(model: Model, images: jax.Array, targets: jax.Array, score: Score) -> jax.Array:
-    return score_fn(score)(model(images), targets)
+    return score_fn(score)(logits(model, images), targets)
 
 
 def _gradient(model: Model, images: jax.Array, targets: jax.Array, score: Score) -> jax.Array:
-    return jax.grad(lambda x: _score(model, x, targets, score).sum())(images)
-
-
-def _looped_gradient(
-    model: Model, images: jax.Array, targets: jax.Array, score: Score
-) -> jax.Array:
-    """Return the same gradient by our own sweep: inside loops on a CPU it is many times faster.
-
-    See `jaxplain.trace.convolution`.
-    """
-    sweep = Sweep(model, images)
-    _, pull = jax.vjp(lambda logits: score_fn(score)(logits, targets), sweep.logits)
-    seed = Seed(cotangent=pull(jnp.ones(targets.shape, sweep.logits.dtype))[0])
-    return sweep.pull(NO_RULES, {"logits": seed}, [INPUT], strict=False)[INPUT].value
+    return Sweep(model, images).gradient(targets, score)
 
 
 @explainer("score")
@@ -245,7 +231,7 @@ def smooth_grad(
     def one(sample: jax.Array) -> jax.Array:
         # All images share the noise pattern, so that an image's map does not depend on its batch.
         pattern = jax.random.normal(jax.random.fold_in(key, sample), images.shape[1:], images.dtype)
-        found = _looped_gradient(model, images + spread * pattern[None], targets, score)
+        found = _gradient(model, images + spread * pattern[None], targets, score)
         return found**2 if kind == "squared" else found
 
     def step(moments: _Moments, start: jax.Array) -> tuple[_Moments, None]:
@@ -344,9 +330,9 @@ def integrated_gradients(
     positions = jnp.minimum(positions, 1.0).astype(images.dtype)
 
     def step(total: jax.Array, points: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        found = jax.vmap(
-            lambda a: _looped_gradient(model, start + a * (images - start), targets, score)
-        )(points[0])
+        found = jax.vmap(lambda a: _gradient(model, start + a * (images - start), targets, score))(
+            points[0]
+        )
         return total + jnp.einsum("n,n...->...", points[1], found), None
 
     total, _ = lax.scan(step, images * 0, (positions, weights))

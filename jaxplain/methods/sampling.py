@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from jaxplain.methods.method import explainer
 from jaxplain.model import Model
 from jaxplain.scores import Score, score_fn
+from jaxplain.trace.layers import logits
 
 Pair = int | tuple[int, int]
 
@@ -84,7 +85,7 @@ def occlusion(
     filling = jnp.broadcast_to(jnp.asarray(baseline, images.dtype), images.shape)
     batch = images.shape[0]
     scores = score_fn(score)
-    plain = scores(model(images), targets)
+    plain = scores(logits(model, images), targets)
 
     def covered(number: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Return the window as a pair of indicators, down (H,) and right (W,)."""
@@ -97,7 +98,9 @@ def occlusion(
         down, right = jax.vmap(covered)(numbers)
         inside = (down[:, :, None] & right[:, None, :])[:, None, :, :, None]  # (n, 1, H, W, 1)
         shown = jnp.where(inside, filling[None], images[None]).reshape(-1, *images.shape[1:])
-        values = scores(model(shown), jnp.tile(targets, numbers.shape[0])).reshape(-1, batch)
+        values = scores(logits(model, shown), jnp.tile(targets, numbers.shape[0])).reshape(
+            -1, batch
+        )
         difference = plain[None] - values
         return jnp.einsum(
             "nb,nh,nw->bhw",

@@ -32,7 +32,7 @@ def site_values(
     weight = (weight * scale).astype(weight.dtype)
 
     def linear(x: jax.Array, w: jax.Array) -> jax.Array:
-        return product.bind([x, w] if position == 0 else [w, x])[0]
+        return product.run([x, w] if position == 0 else [w, x])[0]
 
     def restore(signal: jax.Array) -> jax.Array:
         return _restored(program, site, signal).astype(dtype)

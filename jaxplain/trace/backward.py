@@ -24,9 +24,9 @@ from jaxplain.model import Model, check_images
 from jaxplain.scores import Score, check_targets, score_fn
 from jaxplain.trace import jaxpr as jx
 from jaxplain.trace.audit import OWN, Audit, Matched, UncoveredError, inspect
-from jaxplain.trace.layers import INPUT, trace_model
+from jaxplain.trace.layers import INPUT, Traced, trace_model
 from jaxplain.trace.reverse import Seed, backward, forward
-from jaxplain.trace.rules import RuleSet
+from jaxplain.trace.rules import NO_RULES, RuleSet
 from jaxplain.trace.sites import survey
 
 # Stands for the tensor that enters the last dense layer, whatever its name.
@@ -110,13 +110,7 @@ def backpropagate(
             )
         seed = Seed(relevance=one_hot(targets, sweep.logits))
     else:
-        scores, pull = jax.vjp(lambda logits: score_fn(score)(logits, targets), sweep.logits)
-        if scores.shape != targets.shape:
-            raise ValueError(
-                f"score returns shape {scores.shape} for {targets.shape[0]} images; "
-                "expected one number an image"
-            )
-        seed = Seed(cotangent=pull(jnp.ones_like(scores))[0])
+        seed = sweep.score_seed(targets, score)
     found = sweep.pull(rules, {"logits": seed}, [INPUT, *layers], strict=strict)
     return Backpropagation(
         sweep.logits,
@@ -150,29 +144,56 @@ class Sweep:
         model: any model.
         images: (B, H, W, C) floats.
 
+    Attributes:
+        traced: the program that was run.
+        logits: (B, classes).
+
     Raises:
         UncoveredError: the logits have no derivative with respect to the images.
         ValueError: the model does not return (B, classes).
     """
 
     def __init__(self, model: Model, images: jax.Array):
-        self._traced = trace_model(model, images)
-        program, logits = self._traced.program, self._traced.program.outputs[0]
+        self.traced: Traced = trace_model(model, images)
+        program, logits = self.traced.program, self.traced.program.outputs[0]
         shape = jx.shape(program, logits)
         if len(shape) != 2 or shape[0] != images.shape[0]:
             raise ValueError(
                 f"model {model.name!r} returns shape {shape} for {images.shape[0]} images; "
                 "expected logits (batch, classes)"
             )
-        self._labels = {v: n for n, v in self._traced.names.items() if n != INPUT}
-        found = survey(program, [self._traced.image], self._labels)
+        self._labels = {v: n for n, v in self.traced.names.items() if n != INPUT}
+        found = survey(program, [self.traced.image], self._labels)
         if not isinstance(logits, int) or not found.is_active(logits):
             raise UncoveredError(
                 f"the logits of model {model.name!r} have no derivative with respect to the images"
             )
         self._logits_at = logits
-        self._tape = forward(program, self._traced.bind(model.params, images), found)
+        self._tape = forward(program, self.traced.bind(model.params, images), found)
         self.logits: jax.Array = self._tape.env[logits]
+
+    def score_seed(self, targets: jax.Array, score: Score) -> Seed:
+        """Return the derivative of the targets' scores with respect to the logits.
+
+        Raises:
+            ValueError: the score is not one number an image.
+        """
+        scores, pull = jax.vjp(lambda logits: score_fn(score)(logits, targets), self.logits)
+        if scores.shape != targets.shape:
+            raise ValueError(
+                f"score returns shape {scores.shape} for {targets.shape[0]} images; "
+                "expected one number an image"
+            )
+        return Seed(cotangent=pull(jnp.ones_like(scores))[0])
+
+    def gradient(self, targets: jax.Array, score: Score, layer: str = INPUT) -> jax.Array:
+        """Return the derivative of the targets' scores with respect to a layer.
+
+        It is the one that JAX computes, on a CPU sooner, and in loops many times: see
+        `jaxplain.trace.convolution` and `jaxplain.trace.pooling`.
+        """
+        seeds = {"logits": self.score_seed(targets, score)}
+        return self.pull(NO_RULES, seeds, [layer], strict=False)[layer].value
 
     def activation(self, layer: str) -> jax.Array:
         """Return the activation of a layer."""
@@ -184,19 +205,19 @@ class Sweep:
             if len(last) != 1:
                 raise ValueError(f"the network has {len(last)} last dense layers; name the layer")
             return last[0].input
-        if layer == "logits" and layer not in self._traced.names:
+        if layer == "logits" and layer not in self.traced.names:
             return self._logits_at
-        return self._traced.variable(layer)
+        return self.traced.variable(layer)
 
     def _path(self, start: Iterable[int], wanted: Iterable[int]) -> set[int]:
         """Return the equations between `wanted` and the variables where the sweep starts."""
         reached = set(wanted)
         above = set()
-        for index, equation in enumerate(self._traced.program.equations):
+        for index, equation in enumerate(self.traced.program.equations):
             if any(a in reached for a in equation.inputs):
                 reached.update(equation.outputs)
                 above.add(index)
-        return above & set(jx.ancestors(self._traced.program, list(start))[0])
+        return above & set(jx.ancestors(self.traced.program, list(start))[0])
 
     def audit(
         self,
@@ -213,8 +234,8 @@ class Sweep:
         """
         start = [self._variable(name) for name in seeds]
         path = self._path(start, [self._variable(name) for name in layers])
-        whole = self._path(start, [self._traced.image])
-        return inspect(self._traced.program, self._tape.survey, rules, path, whole, strict=strict)
+        whole = self._path(start, [self.traced.image])
+        return inspect(self.traced.program, self._tape.survey, rules, path, whole, strict=strict)
 
     def pull(
         self,
@@ -248,13 +269,13 @@ class Sweep:
             variable = self._variable(name)
             self._check(name, seed, rules)
             start[variable] = start.get(variable, Seed()).plus(seed)
-        program, tape = self._traced.program, self._tape
+        program, tape = self.traced.program, self._tape
         inside = {program.equations[i].outputs[0] for i in tape.survey.inner}
         if inside & set(start):  # a site ends where a signal enters it
-            found = survey(program, [self._traced.image], self._labels, cuts=start)
+            found = survey(program, [self.traced.image], self._labels, cuts=start)
             tape = tape._replace(survey=found)
         path = self._path(start, wanted.values())
-        whole = self._path(start, [self._traced.image])
+        whole = self._path(start, [self.traced.image])
         inspect(program, tape.survey, rules, path, whole, strict=strict)
         arrived = backward(tape, rules, start, set(wanted.values()), path)
         found_at = {}

@@ -142,6 +142,32 @@ def _unedited(model: Model) -> Model:
     return model
 
 
+def logits(model: Model, images: jax.Array) -> jax.Array:
+    """Return the model's logits, on a CPU sooner than the model itself does.
+
+    The numbers are those of `model(images)` up to rounding; see `jaxplain.trace.convolution`. A
+    black box is called as it is.
+
+    Args:
+        model: any model.
+        images: (B, H, W, C) floats.
+
+    Returns:
+        (B, classes).
+
+    Example:
+        >>> import jaxplain as jxp
+        >>> logits(jxp.load_model("digits"), jnp.ones((2, 28, 28, 1))).shape
+        (2, 10)
+    """
+    if model.black_box:
+        return model(images)
+    traced = trace_model(model, images)
+    return jx.evaluate(
+        traced.program, traced.bind(model.params, images), traced.program.outputs[:1], fast=True
+    )[0]
+
+
 def capture(model: Model, images: jax.Array, names: Iterable[str]) -> dict[str, jax.Array]:
     """Return the named tensors; nothing behind the last of them is computed.
 

@@ -11,6 +11,7 @@ from jaxplain.trace.affine import site_values
 from jaxplain.trace.audit import UncoveredError
 from jaxplain.trace.convolution import is_plain, transposed
 from jaxplain.trace.jaxpr import Equation, Program
+from jaxplain.trace.pooling import is_disjoint, routed
 from jaxplain.trace.rules import Relevance, Rule, RuleSet, divide
 from jaxplain.trace.sites import Inside, Site, Survey
 
@@ -64,7 +65,7 @@ def forward(program: Program, values: Mapping[int, Any], found: Survey) -> Tape:
         if equation.name == "scan" and index in found.inside:
             outputs, carries[index] = _scan_forward(equation, found.inside[index][0], operands)
         else:
-            outputs = equation.bind(operands)
+            outputs = equation.run(operands)
         env.update(zip(equation.outputs, outputs, strict=True))
     return Tape(program, found, env, carries)
 
@@ -248,6 +249,10 @@ def vjp(
         signal = signal.astype(tape.env[equation.outputs[0]].dtype)
         pulled = transposed(signal, weight, image.shape[1:3], equation.params)
         return [(equation.inputs[0], pulled.astype(image.dtype))]  # type: ignore[list-item]
+    if equation.name == "reduce_window_max" and is_disjoint(equation.params):
+        (signal,) = cotangents
+        assert signal is not None
+        return [(equation.inputs[0], routed(signal, *values, equation.params))]  # type: ignore[list-item]
 
     def function(*operands: jax.Array) -> list[jax.Array]:
         filled = list(values)

@@ -1,4 +1,4 @@
-"""The transposed convolution against JAX's own."""
+"""Convolutions on blocks and their transposes, against JAX's own."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from jaxplain.trace.convolution import is_plain, transposed
+from jaxplain.trace.convolution import blocked, is_plain, pays, transposed
 
 
 def equation(function, *args):
@@ -56,3 +56,52 @@ def test_other_layouts_are_not_plain(numbers):
         lambda x: lax.conv_general_dilated(x, w, (1, 1), "VALID", dimension_numbers=numbers), x
     ).params
     assert not is_plain(params)
+
+
+@settings(max_examples=10)
+@given(
+    size=st.tuples(st.sampled_from([6, 8]), st.sampled_from([6, 10])),
+    kernel=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    before=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    more=st.tuples(st.integers(0, 1), st.integers(0, 1)),
+    channels=st.sampled_from([(1, 8), (3, 2)]),
+)
+def test_blocks_give_the_same_convolution(size, kernel, before, more, channels):
+    # As much behind as makes the output even.
+    padding = [(b, 2 * m + (b + k - 1) % 2) for b, k, m in zip(before, kernel, more, strict=True)]
+    x = jax.random.normal(jax.random.key(0), (2, *size, channels[0]))
+    w = jax.random.normal(jax.random.key(1), (*kernel, *channels))
+
+    def convolve(x):
+        return lax.conv_general_dilated(
+            x, w, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    found = blocked(x, w, equation(convolve, x).params)
+    np.testing.assert_allclose(found, convolve(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "options", "expected"),
+    [
+        ((112, 112, 3), (5, 5, 3, 8), {}, True),
+        ((112, 112, 8), (5, 5, 8, 3), {}, True),
+        ((112, 112, 3), (3, 3, 3, 64), {}, False),
+        ((111, 112, 3), (5, 5, 3, 8), {}, False),
+        ((112, 112, 3), (5, 5, 3, 8), {"window_strides": (2, 2)}, False),
+        ((112, 112, 4), (5, 5, 1, 8), {"feature_group_count": 4}, False),
+    ],
+)
+def test_blocks_pay_where_there_are_few_channels(size, kernel, options, expected):
+    def convolve(x):
+        return lax.conv_general_dilated(
+            x,
+            jnp.zeros(kernel),
+            padding=[(k // 2, k // 2) for k in kernel[:2]],
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            **{"window_strides": (1, 1)} | options,
+        )
+
+    x = jnp.zeros((1, *size))
+    params = jax.make_jaxpr(convolve)(x).eqns[-1].params
+    assert pays(x, jnp.zeros(kernel), params) is expected
