@@ -4,12 +4,24 @@
 - `pointing_game`: does the maximum lie on the evidence?
 - `energy_inside`: the share of a map inside the mask.
 - `class_means`: means per class and over classes, with bootstrap intervals.
+- `ablate_channels`: does a class lose more by the channels that matter to it than by any others?
+- `heatmap_boxes`, `tune`, `localize`: weakly supervised localisation, by the box around a map.
 - `evaluate`: all of these for every method, with timings, as an `Evaluation`.
 """
 
+from jaxplain.evaluation.ablation import Ablation, ablate_channels
 from jaxplain.evaluation.baselines import centre_map, random_maps
 from jaxplain.evaluation.bootstrap import ClassMeans, Interval, class_means
+from jaxplain.evaluation.boxes import box_iou, heatmap_boxes
 from jaxplain.evaluation.energy import energy_inside
+from jaxplain.evaluation.localization import (
+    BoxRule,
+    Localization,
+    Tuned,
+    localize,
+    localize_methods,
+    tune,
+)
 from jaxplain.evaluation.mask_iou import THRESHOLDS, MaskIou, area_under, mask_iou
 from jaxplain.evaluation.normalize import min_max
 from jaxplain.evaluation.pointing import pointing_game, scaled_tolerance
@@ -19,22 +31,32 @@ from jaxplain.evaluation.run import evaluate
 __all__ = [
     "METRICS",
     "THRESHOLDS",
+    "Ablation",
+    "BoxRule",
     "ClassMeans",
     "Estimate",
     "Evaluation",
     "Interval",
+    "Localization",
     "MaskIou",
     "MethodResult",
     "Metric",
     "Score",
+    "Tuned",
+    "ablate_channels",
     "area_under",
+    "box_iou",
     "centre_map",
     "class_means",
     "energy_inside",
     "evaluate",
+    "heatmap_boxes",
+    "localize",
+    "localize_methods",
     "mask_iou",
     "min_max",
     "pointing_game",
     "random_maps",
     "scaled_tolerance",
+    "tune",
 ]

@@ -158,7 +158,7 @@ def blocked(
     rows, columns = wide.shape[0] // 2, wide.shape[1] // 2
     wide = wide.reshape(rows, 2, columns, 2, inputs, 4 * outputs)
     wide = wide.transpose(0, 2, 1, 3, 4, 5).reshape(rows, columns, 4 * inputs, 4 * outputs)
-    blocks = image.reshape(batch, height // 2, 2, width // 2, 2, inputs)
+    blocks = jnp.asarray(image).reshape(batch, height // 2, 2, width // 2, 2, inputs)
     blocks = blocks.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // 2, width // 2, 4 * inputs)
     found = lax.conv_general_dilated(
         blocks,
