@@ -1,6 +1,7 @@
 """The ported networks under the weights of `fixture_weights`, and what torchvision computes."""
 
 import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,18 +100,13 @@ def relative(ours: Any, theirs: np.ndarray) -> float:
     return float(np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max())
 
 
-def tapped(
-    network: Network, variables: Any, images: jax.Array
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Return the logits and every tensor that the network names.
+def interpret(program: Any, arguments: Any, change: Callable[[str, jax.Array], jax.Array]) -> Any:
+    """Run a jaxpr equation by equation, with `change(name, tensor)` in place of what it names.
 
-    The names are the `name` equations of the jaxpr, so nothing of the package's own tracing is
-    needed.
+    Nothing of the package's own tracing is needed.
     """
-    program = jax.make_jaxpr(network.apply)(variables, images)
     values = dict(zip(program.jaxpr.constvars, program.consts, strict=True))
-    values |= dict(zip(program.jaxpr.invars, jax.tree.leaves((variables, images)), strict=True))
-    layers = {}
+    values |= dict(zip(program.jaxpr.invars, jax.tree.leaves(arguments), strict=True))
 
     def read(variable: Any) -> Any:
         return variable.val if hasattr(variable, "val") else values[variable]
@@ -119,10 +115,24 @@ def tapped(
         parameters = equation.primitive.get_bind_params(equation.params)
         outputs = equation.primitive.bind(*map(read, equation.invars), **parameters)
         outputs = outputs if equation.primitive.multiple_results else [outputs]
-        values.update(zip(equation.outvars, outputs, strict=True))
         if equation.primitive.name == "name":
-            layers[equation.params["name"]] = outputs[0]
-    return read(program.jaxpr.outvars[0]), layers
+            outputs = [change(equation.params["name"], outputs[0])]
+        values.update(zip(equation.outvars, outputs, strict=True))
+    return read(program.jaxpr.outvars[0])
+
+
+def tapped(
+    network: Network, variables: Any, images: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Return the logits and every tensor that the network names."""
+    layers: dict[str, jax.Array] = {}
+
+    def keep(name: str, tensor: jax.Array) -> jax.Array:
+        layers[name] = tensor
+        return tensor
+
+    program = jax.make_jaxpr(network.apply)(variables, images)
+    return interpret(program, (variables, images), keep), layers
 
 
 def layer_names(network: Network, size: int) -> list[str]:
@@ -133,10 +143,13 @@ def layer_names(network: Network, size: int) -> list[str]:
     return [e.params["name"] for e in program.jaxpr.eqns if e.primitive.name == "name"]
 
 
-def cheap_variables(network: Network) -> Any:
-    """Return variables that cost no time: a few thousand random numbers over and over."""
+def cheap_variables(shapes: Mapping[tuple[str, ...], tuple[int, ...]]) -> Any:
+    """Return variables that cost no time: a few thousand random numbers over and over.
+
+    Args:
+        shapes: path of each variable -> its shape, as `variable_shapes` tells them.
+    """
     numbers = np.random.default_rng(0).standard_normal(4093).astype(np.float32)
-    shapes = variable_shapes(network)
 
     def values(path: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray:
         drawn = np.resize(numbers, shape)

@@ -24,6 +24,7 @@ from jaxplain.models.pooling import adaptive_average_pool, max_pool
 
 CONVOLUTIONS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 WIDTHS = (64, 128, 256, 512, 512)
+DENSE_WIDTH = 4096
 
 
 class VGG(Network):
@@ -84,7 +85,7 @@ def dense_head(
     for name in ("fc6", "fc7"):
         if drop_first:
             x = dropout(x, 0.5, train)
-        x = tap(nn.relu(nn.Dense(4096, kernel_init=init, name=name)(x)), name)
+        x = tap(nn.relu(nn.Dense(DENSE_WIDTH, kernel_init=init, name=name)(x)), name)
         if not drop_first:
             x = dropout(x, 0.5, train)
     return tap(nn.Dense(num_classes, kernel_init=init, name="logits")(x), "logits")

@@ -15,6 +15,7 @@ from jaxplain.adapters import LinenApply
 from jaxplain.methods import METHODS
 from jaxplain.model import Model
 from jaxplain.models.resnet import ResNet
+from jaxplain.models.weights.fill import variable_shapes
 from jaxplain.trace import backpropagate, capture, edit, rules, split
 from jaxplain.trace.folding import fold_batch_norm
 from jaxplain.trace.layers import trace_model
@@ -199,7 +200,7 @@ def test_folding_equal_modules_shares_a_compilation():
 
 def test_networks_of_this_package_fold():
     network = ResNet(depth=18)
-    variables = cheap_variables(network)
+    variables = cheap_variables(variable_shapes(network))
     model = Model.from_function(LinenApply(network), variables, input_shape=(33, 33, 3))
     folded = jax.eval_shape(fold_batch_norm, model)
     assert len(folded.params["folded"]) == 20
