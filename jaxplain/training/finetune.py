@@ -81,7 +81,7 @@ class FineTuning:
     weights: str = "imagenet"
     freeze: str = "features"
     image_size: int | None = None
-    epochs: int = 30
+    epochs: int = 100
     patience: int = 10
     batch_size: int = 32
     learning_rate: float = 0.0
