@@ -30,7 +30,7 @@ WIDEST = 12
 QUICK: Mapping[str, Mapping[str, int]] = {
     "smooth_grad": {"samples": 3},
     "integrated_gradients": {"steps": 4},
-    "occlusion": {"window": 32, "stride": 20, "chunk": 5},
+    "occlusion": {"window": 32, "stride": 27, "chunk": 4},
 }
 """Options for the flowers; the page says so. Less would be seen, more would be waited for."""
 
