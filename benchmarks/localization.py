@@ -1,0 +1,88 @@
+"""How often the box around a map finds the evidence of rendered flowers, method by method.
+
+CHIP, Refined CHIP, Grad-CAM, the plain gradient ("backprop") and contrastive excitation backprop
+("c-MWP"), as in Table II of CHIP (arXiv:1902.02497), under both protocols: a fraction of the
+maximum and the largest component, and a multiple of the mean and all pixels. Thresholds are
+searched for on the validation split, errors are those of the test split. The figures are errors
+(smaller is better), told without a target: what comes out is a finding.
+"""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from figures import Figures, run
+
+import jaxplain as jxp
+from jaxplain.data.an8flower import dataset_arrays
+from jaxplain.evaluation import localize_methods
+
+Explain = Callable[[np.ndarray, np.ndarray], np.ndarray]
+BATCH = 32
+
+
+def _methods(model: jxp.Model) -> dict[str, Explain]:
+    importance = jxp.chip.shipped(model)
+
+    def batched(method: Callable[..., jax.Array], **options: object) -> Explain:
+        def explain(images: np.ndarray, classes: np.ndarray) -> np.ndarray:
+            parts = []
+            for start in range(0, len(images), BATCH):
+                rows = np.minimum(np.arange(start, start + BATCH), len(images) - 1)
+                maps = np.asarray(method(model, images[rows], classes[rows], **options))
+                parts.append(maps.max(-1) if maps.ndim == 4 else maps)
+            return np.concatenate(parts)[: len(images)]
+
+        return explain
+
+    def excitation(model: jxp.Model, images: np.ndarray, classes: np.ndarray) -> jax.Array:
+        found = jxp.METHODS["contrastive_excitation_backprop"].explain(model, images, classes)
+        return found.heatmap
+
+    return {
+        "chip": batched(jxp.chip.heatmap, importance=importance),
+        "refined_chip": batched(jxp.chip.refined, importance=importance),
+        "grad_cam": batched(jxp.grad_cam),
+        "backprop": batched(jxp.saliency),
+        "c_mwp": batched(excitation),
+    }
+
+
+def main(figures: Figures) -> None:
+    """Localisation errors on both flower sets, the class known and the first guesses."""
+    count = 60 if figures.quick else 300
+    for variant, name in (
+        ("single_6c", "an8flower-single-6c"),
+        ("double_12c", "an8flower-double-12c"),
+    ):
+        model = jxp.load_model(name)
+        assert model.preprocessing is not None
+        searched = dataset_arrays(variant, "validation", count)
+        judged = dataset_arrays(variant, "test", count)
+        pictures = np.concatenate([searched.images, judged.images])
+        images = np.asarray(model.preprocessing.batch(list(pictures)))
+        logits = np.concatenate(
+            [np.asarray(model(images[i : i + BATCH])) for i in range(0, len(images), BATCH)]
+        )
+        labels = np.concatenate([searched.labels, judged.labels])
+        boxes = np.concatenate([searched.boxes, judged.boxes])
+        for rule, options in (
+            ("max", {"relative_to": "max", "part": "largest"}),
+            ("mean", {"relative_to": "mean", "part": "all"}),
+        ):
+            found = localize_methods(
+                _methods(model), images, logits, labels, boxes, tuning=count, top=2, **options
+            )
+            for method, (tuned, errors) in found.items():
+                label = f"localization/{variant}/{rule}/{method}"
+                first, second = errors.localization_error
+                figures.add(f"{label}/top1", float(first))
+                figures.add(f"{label}/top2", float(second))
+                figures.add(f"{label}/threshold", tuned.rule.threshold)
+        figures.add(
+            f"localization/{variant}/classification/top1", float(errors.classification_error[0])
+        )
+
+
+if __name__ == "__main__":
+    run(main)
