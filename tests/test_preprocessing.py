@@ -33,9 +33,8 @@ def torchvision_slowly(picture: np.ndarray, resize: int, size: tuple[int, int]) 
         new_h, new_w = resize, int(resize * w / h)
     else:
         new_h, new_w = int(resize * h / w), resize
-    x = np.einsum(
-        "yh,hwc,xw->yxc", triangle_weights(h, new_h), picture / 255, triangle_weights(w, new_w)
-    )
+    rows, columns = triangle_weights(h, new_h), triangle_weights(w, new_w)
+    x = np.einsum("yh,hwc,xw->yxc", rows, picture / 255, columns, optimize=True)
     top, left = round((new_h - size[0]) / 2.0), round((new_w - size[1]) / 2.0)
     return x[top : top + size[0], left : left + size[1]]
 
