@@ -28,7 +28,7 @@ from jaxplain.trace.layers import logits
 
 
 def _score(model: Model, images: jax.Array, targets: jax.Array, score: Score) -> jax.Array:
-    return score_fn(score)(logits(model, images), targets)
+    return score_fn(score, multilabel=model.multilabel)(logits(model, images), targets)
 
 
 def _gradient(model: Model, images: jax.Array, targets: jax.Array, score: Score) -> jax.Array:

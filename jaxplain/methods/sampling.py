@@ -84,7 +84,7 @@ def occlusion(
     count = rows * columns
     filling = jnp.broadcast_to(jnp.asarray(baseline, images.dtype), images.shape)
     batch = images.shape[0]
-    scores = score_fn(score)
+    scores = score_fn(score, multilabel=model.multilabel)
     plain = scores(logits(model, images), targets)
 
     def covered(number: jax.Array) -> tuple[jax.Array, jax.Array]:

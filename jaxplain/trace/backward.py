@@ -155,6 +155,7 @@ class Sweep:
 
     def __init__(self, model: Model, images: jax.Array):
         self.traced: Traced = trace_model(model, images)
+        self._multilabel = model.multilabel
         program, logits = self.traced.program, self.traced.program.outputs[0]
         shape = jx.shape(program, logits)
         if len(shape) != 2 or shape[0] != images.shape[0]:
@@ -178,7 +179,8 @@ class Sweep:
         Raises:
             ValueError: the score is not one number an image.
         """
-        scores, pull = jax.vjp(lambda logits: score_fn(score)(logits, targets), self.logits)
+        measure = score_fn(score, multilabel=self._multilabel)
+        scores, pull = jax.vjp(lambda logits: measure(logits, targets), self.logits)
         if scores.shape != targets.shape:
             raise ValueError(
                 f"score returns shape {scores.shape} for {targets.shape[0]} images; "

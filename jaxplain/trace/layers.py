@@ -301,6 +301,7 @@ def split(
         _Suffix(whole, layer, image_shape),
         input_shape=shape if len(shape) == 3 else None,
         class_names=model.class_names,
+        multilabel=model.multilabel,
         name=f"{model.name} behind {layer}",
     )
     return prefix, suffix

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from jaxplain.methods import METHODS, integrated_gradients, saliency, smooth_grad
+from jaxplain.methods import METHODS, gradient, integrated_gradients, saliency, smooth_grad
 from jaxplain.model import Model
 
 SHAPE = (2, 5, 4, 3)
@@ -128,3 +128,18 @@ def test_standard_error_of_the_map_is_that_of_the_channel_it_shows():
     for b, h, w in np.ndindex(shown.heatmap.shape):
         channel = np.argmax(np.abs(found.attribution[b, h, w]))
         np.testing.assert_allclose(shown.stderr[b, h, w], found.stderr[b, h, w, channel], rtol=1e-5)
+
+
+def test_probabilities_of_a_multilabel_model_are_sigmoids():
+    images = jax.random.normal(jax.random.key(0), (2, 4, 4, 2))
+    several = Model.from_function(
+        lambda w, x: x.mean((1, 2)) @ w,
+        jnp.array([[1.0, 2.0, 0.5], [0.0, -1.0, 3.0]]),
+        multilabel=True,
+    )
+    targets = jnp.array([1, 2])
+    expected = jax.grad(
+        lambda x: jnp.take_along_axis(jax.nn.sigmoid(several(x)), targets[:, None], 1).sum()
+    )(images)
+    found = gradient(several, images, targets, score="probability")
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
