@@ -87,7 +87,6 @@ class VGGF(Network):
         return dense_head(x, self.num_classes, tap, train)
 
 
-@partial(jax.jit, static_argnames=("size", "kappa", "alpha", "beta"))
 def local_response_normalization(
     x: Float[Array, "b h w c"],
     *,
@@ -100,8 +99,6 @@ def local_response_normalization(
 
     y_c = x_c (kappa + alpha sum_{|d - c| <= size // 2} x_d^2)^-beta: Krizhevsky et al. 2012,
     section 3.3, with MatConvNet's alpha, which is not divided by `size` (Caffe's and torch's is).
-    It is one jitted function so that a program which uses it shows a single call
-    `local_response_normalization`, to which a rule can be given.
 
     Args:
         x: feature maps.

@@ -6,7 +6,7 @@ from collections.abc import Collection
 import jax
 
 from jaxplain.trace.jaxpr import Equation, Program, shape
-from jaxplain.trace.rules import Rule, RuleSet
+from jaxplain.trace.rules import SMOOTH, Rule, RuleSet
 from jaxplain.trace.sites import LINEAR_KINDS, PRODUCTS, Survey, nonlinearity
 
 OWN = "own derivative"
@@ -113,8 +113,9 @@ def inspect(
         raise UncoveredError(
             f"{rules.name} does not cover this network:\n  "
             + "\n  ".join(uncovered)
-            + "\nGive the rule set a rule for it, write the network with operations that it knows "
-            "(see jaxplain.rules), or pass strict=False to use the derivative there."
+            + "\nGive the rule set a rule for it (its name stands first in the line), write the "
+            "network with operations that it knows (see jaxplain.rules), or pass strict=False to "
+            "use the derivative there."
         )
     if strict and rules.require and not kinds & set(rules.require):
         everywhere = {s.kind for s in _lines(program, found, rules, whole)[0]}
@@ -145,7 +146,7 @@ def _lines(
             where = shape(program, site.output)
             sites.append(Matched(site.layer, site.kind, rule_name(rule), where))
             if rule is None and site.kind not in covered | linear:
-                uncovered.append(f"{site.kind} at {site.layer}")
+                uncovered.append(f"{site.kind} at {site.layer}{_hint(site.kind, rules)}")
             continue
         if not any(v in found.active for v in equation.outputs):
             continue
@@ -160,6 +161,13 @@ def _lines(
                 where_ = f" in {equation.scope}" if equation.scope else ""
                 uncovered.append(f"{equation.name} (equation {index}{where_}) {reason}")
     return sites, uncovered
+
+
+def _hint(kind: str, rules: RuleSet) -> str:
+    """Say which rule sets cover a kind, if others do."""
+    if kind not in SMOOTH or rules.relevance:
+        return ""
+    return " (the relevance rules cover it, such as jaxplain.rules.epsilon_plus())"
 
 
 def _unruled(equation: Equation, rules: RuleSet) -> str | None:

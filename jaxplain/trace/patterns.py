@@ -10,6 +10,7 @@ from jax import ensure_compile_time_eval
 
 from jaxplain.trace import jaxpr as jx
 from jaxplain.trace import signs
+from jaxplain.trace.compounds import compound
 from jaxplain.trace.jaxpr import Atom, Constant, Equation, Program
 
 AFFINE = frozenset({"conv", "dense"})
@@ -47,8 +48,8 @@ class Site:
 
     Attributes:
         kind: "conv", "dense", "average" (a product with fixed shares for weights: pooling or
-            resizing), "relu", "relu6", "leaky_relu", "max_pool", another activation's name, or a
-            primitive's.
+            resizing), "relu", "relu6", "leaky_relu", "max_pool", "local_response_normalization",
+            another activation's name, or a primitive's.
         equations: their indices, in order.
         input: the active variable that enters.
         output: the variable that leaves.
@@ -150,8 +151,15 @@ class Reader:
             case "select_n":
                 return self._selected(index)
             case "mul":
-                return self._masked(index)
+                return self._masked(index) or self._compound(index)
+            case "div":
+                return self._compound(index)
         return None
+
+    def _compound(self, index: int) -> Site | None:
+        """Read a function of several equations: a smooth activation, a normalization."""
+        found = compound(self, index)
+        return None if found is None else self._site(found.kind, found.equations, found.source)
 
     def _called(self, index: int) -> Site | None:
         """Read one call: its body decides whether it is a ReLU, its name what else it is."""

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
+from jaxplain.trace.compounds import NORMALIZATION
 from jaxplain.trace.sites import Site
 
 
@@ -108,7 +109,7 @@ class RuleSet:
 
     name: str
     rules: tuple[tuple[str, Rule], ...]
-    transparent: frozenset[str] = frozenset({"max_pool"})
+    transparent: frozenset[str] = frozenset({"max_pool", NORMALIZATION})
     require: tuple[str, ...] = ()
     relevance: bool = False
     first: Rule | None = None
@@ -350,7 +351,9 @@ SMOOTH = (
     "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "swish", "hard_swish", "hard_silu", "mish",
     "relu6",
 )  # fmt: skip
-_PASS: tuple[tuple[str, Rule], ...] = tuple((kind, Pass()) for kind in SMOOTH)
+# Normalization hands its relevance on, too: it divides a unit by what its neighbours are. Zhang et
+# al. treat it so; Binder et al. 2016, arXiv:1604.00825, compare it with a Taylor expansion.
+_PASS: tuple[tuple[str, Rule], ...] = tuple((kind, Pass()) for kind in (*SMOOTH, NORMALIZATION))
 _RELUS = frozenset({"relu", "max_pool"})
 
 # Every equation keeps its own derivative: the plain gradient.
@@ -368,8 +371,8 @@ def relevance_rules(
 ) -> RuleSet:
     """Return a relevance rule set: a rule for convolutions, one for dense layers, one for the ends.
 
-    Activations hand their relevance on, maximum pooling routes it to the winner, sums share it in
-    proportion.
+    Activations and local response normalization hand their relevance on, maximum pooling routes it
+    to the winner, sums share it in proportion.
 
     Example:
         >>> rules = relevance_rules("mine", conv=Gamma(0.5), dense=Epsilon(), first=Flat())

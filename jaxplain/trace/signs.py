@@ -13,7 +13,7 @@ _KEEP = words(
     """reshape transpose broadcast_in_dim squeeze expand_dims rev copy copy_p name reduce_sum
     reduce_max
     reduce_min cumsum cummax cummin convert_element_type slice reduce_precision sharding_constraint
-    reshard pvary pcast psum psum_invariant device_put stop_gradient sqrt cbrt split
+    reshard pvary pcast psum psum_invariant device_put stop_gradient sqrt rsqrt cbrt pow split
     reduce_window_sum integer_pow floor ceil round sign sort dynamic_slice"""
 )
 # Non-negative where all operands are.

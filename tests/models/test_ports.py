@@ -17,6 +17,8 @@ from ports import cheap_variables, interpret
 from jaxplain.adapters import LinenApply
 from jaxplain.model import Model
 from jaxplain.models import alexnet, inception, network, resnet, vgg, zoo
+from jaxplain.trace import backpropagate
+from jaxplain.trace import rules as R
 from jaxplain.trace.layers import edit, split
 
 # The smallest images that leave each layer some positions.
@@ -190,3 +192,33 @@ def test_the_two_halves_of_every_cut_make_the_whole(port):
     for layer in beside:
         with pytest.raises(ValueError, match="does not separate"):
             split(port.model, layer)
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        R.GUIDED_BACKPROP,
+        R.DECONVNET,
+        R.epsilon_plus(),
+        R.epsilon_alpha2_beta1(),
+        R.epsilon_gamma_box(-3.0, 3.0),
+        R.excitation_rules(),
+    ],
+    ids=lambda rules: rules.name,
+)
+def test_rule_sets_cover_a_network_with_normalization(narrow, rules):
+    port = prepared("vgg_f")
+    run = jax.jit(
+        lambda model, images: backpropagate(
+            model, images, jnp.array([3, 7]), rules, layers=("conv1", "norm1", "pool2")
+        )
+    )
+    found = run(port.model, port.images)
+    assert found.audit.uncovered == ()
+    (first, second) = (s for s in found.audit.sites if s.kind == "local_response_normalization")
+    assert (first.layer, second.layer) == ("norm1", "norm2")
+    assert bool(jnp.isfinite(found.attribution).all())
+    if rules.relevance:
+        np.testing.assert_array_equal(found.layers["conv1"], found.layers["norm1"])
+    if "excitation" in rules.name:
+        np.testing.assert_allclose(found.layers["pool2"].sum((1, 2, 3)), 1, rtol=1e-4)
