@@ -15,7 +15,7 @@ from jaxplain.sharding import data_mesh, join_processes
 FIELDS = ("packed", "corr", "energy", "weight", "predicted")
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
     parser.add_argument("--images", type=int, default=21)
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--delay", type=float, default=0.0)
-    told = parser.parse_args()
+    told = parser.parse_args(words)
     if told.processes > 1:
         join_processes(f"127.0.0.1:{told.port}", told.processes, told.index)
     source = ArraySource(image=images(told.images))

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fitted import fitted
 from foreign import NETWORKS, images_of, network, run
 
 from jaxplain.methods import METHODS, gradient
@@ -56,6 +57,7 @@ def test_a_method_of_each_family_explains(name, method):
 
 def explain(name, method):
     model, _ = network(name)
+    method = fitted(method, model)
     found = method.explain(model, images_of(model), TARGETS, key=jax.random.key(0))
     assert found.heatmap.shape == (2, *model.input_shape[:2])
     assert jnp.isfinite(found.heatmap).all()
@@ -67,7 +69,8 @@ def explain(name, method):
 )
 def test_methods_apply(name, names):
     model, _ = network(name)
-    assert {n: METHODS[n].inapplicable(model) for n in names} == dict.fromkeys(names)
+    found = {n: fitted(METHODS[n], model).inapplicable(model) for n in names}
+    assert found == dict.fromkeys(names)
 
 
 EXPECTED = {

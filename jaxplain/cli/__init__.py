@@ -33,7 +33,7 @@ class Group(TyperGroup):
     def main(self, args: Sequence[str] | None = None, *others: Any, **options: Any) -> Any:
         """Run a command line and exit; see the module."""
         given = list(sys.argv[1:] if args is None else args)
-        if given in ([], ["data"]):
+        if given in ([], ["data"], ["fit"]):
             given.append("--help")
         try:
             code = super().main(given, *others, **{**options, "standalone_mode": False})
@@ -73,6 +73,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(rich_markup_mode="rich")
 app.add_typer(data_app, name="data")
+fit_app = typer.Typer(rich_markup_mode="rich")
+app.add_typer(fit_app, name="fit")
 
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -182,6 +184,13 @@ def explain_pictures(
             help="Layer of the methods that explain one; [bold]jaxplain models[/bold] lists them."
         ),
     ] = None,
+    chip: Annotated[
+        Path | None,
+        typer.Option(
+            help="What [bold]jaxplain fit chip[/bold] wrote, for the CHIP methods.",
+            show_default="what ships with the classifier",
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="The report.")] = Path("report.html"),
     npz: Annotated[Path | None, typer.Option(help="Also write the maps as arrays.")] = None,
     seed: Seed = 0,
@@ -205,6 +214,7 @@ def explain_pictures(
             methods=methods,
             target=target,
             layer=layer,
+            chip=chip,
             out=out,
             npz=npz,
             seed=seed,
@@ -433,6 +443,127 @@ def build_data(
     from jaxplain.cli.make import build_flowers
 
     build_flowers(variant, folder=folder, size=size, seed=seed, per_class=(train, validation, test))
+
+
+@fit_app.callback()
+def fit() -> None:
+    """What methods learn about a classifier before they explain with it."""
+
+
+@fit_app.command(
+    "chip",
+    epilog=EXAMPLES
+    + "jaxplain fit chip an8flower-single-6c\n\n"
+    + "jaxplain fit chip vgg16 --weights imagenet --data tfds:imagenet2012 "
+    + "--layers conv1_1,conv5_3 --checkpoints runs/chip\n\n"
+    + "jaxplain explain photo.jpg --model vgg16 --weights imagenet --methods chip,refined_chip "
+    + "--chip vgg16.chip.safetensors",
+)
+def fit_channels(
+    model: Annotated[
+        str, typer.Argument(help="The classifier; [bold]jaxplain models[/bold] lists them.")
+    ],
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Its weights, as in [bold]jaxplain explain[/bold].",
+            show_default="those that ship with it",
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="The pictures: folder:PATH, tfds:NAME, an8flower/single_6c, an8flower/double_12c "
+            "or digits. Those to train on are taken; labels are not looked at.",
+            show_default="what it was trained on",
+        ),
+    ] = None,
+    layers: Annotated[
+        str,
+        typer.Option(
+            help="Names with commas between, or all: those with positions that no path goes round."
+        ),
+    ] = "all",
+    pictures: Annotated[
+        int | None, typer.Option(min=1, help="Use only so many.", show_default="all")
+    ] = None,
+    gates: Annotated[int, typer.Option(min=1, help="Gate vectors for each picture.")] = 100,
+    keep: Annotated[float, typer.Option(help="Probability of an open gate.")] = 0.5,
+    sigma: Annotated[
+        float | None,
+        typer.Option(
+            help="Width of the proximity, in units of the square root of the channels.",
+            show_default="the square root of 1 - KEEP",
+        ),
+    ] = None,
+    penalty: Annotated[
+        float, typer.Option(help="Of the weights, as a share of the largest that leaves any.")
+    ] = 0.01,
+    shared: Annotated[
+        bool, typer.Option("--shared", help="The same gates for all pictures.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures a batch, in each process.")] = 32,
+    checkpoints: Annotated[
+        Path | None,
+        typer.Option(help="Folder of checkpoints; the same command goes on from there."),
+    ] = None,
+    every: Annotated[
+        int, typer.Option(min=1, help="Chunks of 64 pictures between two checkpoints.")
+    ] = 100,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="What was learned.", show_default="MODEL.chip.safetensors"),
+    ] = None,
+    seed: Seed = 0,
+    join: Annotated[
+        bool,
+        typer.Option(
+            "--join",
+            help="This is one of several processes, which SLURM, Kubernetes, Open MPI or a TPU "
+            "pod started: JAX finds the others.",
+        ),
+    ] = False,
+    coordinator: Annotated[
+        str | None,
+        typer.Option(help="This is one of several processes: HOST:PORT of the first."),
+    ] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="How many there are.")] = None,
+    process: Annotated[int | None, typer.Option(min=0, help="Which this is, from 0.")] = None,
+    no_cache: NoCache = False,
+    debug: Debug = False,
+) -> None:
+    """Learns how much each class needs each channel of a classifier, from many pictures.
+
+    On all devices there are, and in several processes if told so. The same command gives the same
+    result, interrupted or not.
+    """
+    del debug
+    from jaxplain.cli.fit import Request, run
+
+    run(
+        Request(
+            model=model,
+            weights=weights,
+            data=data,
+            layers=layers,
+            pictures=pictures,
+            num_gates=gates,
+            keep=keep,
+            sigma=sigma,
+            penalty=penalty,
+            shared=shared,
+            batch_size=batch_size,
+            checkpoints=checkpoints,
+            every=every,
+            out=out,
+            seed=seed,
+            join=join,
+            coordinator=coordinator,
+            processes=processes,
+            process=process,
+            cache=not no_cache,
+        )
+    )
 
 
 def main() -> None:

@@ -53,6 +53,7 @@ def run(request: Request) -> None:
     compilation.keep(option=request.cache)
     model = load(name, request.weights)
     check_layer(model, request.layer, chosen)
+    chosen = with_importances(chosen, model, request.chip)
     wanted = parse_target(request.target, model.class_names)
     pictures = read_pictures(request.pictures, model)
     if request.model is None:
@@ -111,6 +112,29 @@ def run(request: Request) -> None:
     for path in (request.out, request.npz):
         if path is not None:
             say(path)
+
+
+def with_importances(
+    chosen: Sequence["Method"], model: "Model", path: Path | None
+) -> Sequence["Method"]:
+    """Return the methods, those of CHIP with the importances in a file.
+
+    Raises:
+        ValueError, OSError: the file cannot be read, or is for another model.
+    """
+    if path is None:
+        return chosen
+    from jaxplain.methods import chip
+
+    importances = chip.load(path)
+    chip.check_model(model, importances, f"those in {path} are for other weights")
+    needing = [method.name for method in chosen if method.fit is chip.shipped]
+    if not needing:
+        raise ValueError(
+            f"--chip {path} has no meaning for {', '.join(method.name for method in chosen)}: "
+            "none needs it"
+        )
+    return [m.bound(model, importances) if m.name in needing else m for m in chosen]
 
 
 def load(name: str, weights: str | None) -> "Model":

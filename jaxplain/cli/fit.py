@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from jaxplain.model import Model
     from jaxplain.preprocessing import Preprocessing
 
-EVERY_LAYER = "convolutional"
+EVERY_LAYER = "all"
 """The word for all layers with positions that separate the pictures from the answer."""
 
 

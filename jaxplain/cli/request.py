@@ -25,6 +25,7 @@ class Request:
     methods: str
     target: str
     layer: str | None
+    chip: Path | None
     out: Path
     npz: Path | None
     seed: int
@@ -43,6 +44,8 @@ def check_outputs(request: Request) -> None:
     for name in (request.model, request.weights):
         if name is not None and Path(name).is_file():
             read[Path(name).resolve()] = "the file of weights"
+    if request.chip is not None:
+        read[request.chip.resolve()] = "the file of importances"
     for option, path in (("--out", request.out), ("--npz", request.npz)):
         if path is None:
             continue

@@ -146,8 +146,10 @@ def evaluate(
     for name, method in entries.items():
         title = getattr(method, "title", name)
         try:
+            # What was fitted to a model is found while its parameters are known.
+            ready = method.bound(model) if hasattr(method, "bound") else method
             measures, timing = _explain_all(
-                model, method, task, key=_named(key, name), layer=layer, progress=progress
+                model, ready, task, key=_named(key, name), layer=layer, progress=progress
             )
         except ValueError as error:
             if on_error == "raise":

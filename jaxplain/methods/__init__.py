@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from jaxplain.methods import chip
 from jaxplain.methods.cam import cam, grad_cam, guided_grad_cam
 from jaxplain.methods.gradients import (
     gradient,
@@ -27,6 +28,7 @@ __all__ = [
     "Explanation",
     "Method",
     "cam",
+    "chip",
     "contrastive_excitation_backprop",
     "deconvnet",
     "excitation_backprop",
@@ -202,6 +204,36 @@ _TABLE = (
         "Guided backprop where Grad-CAM looks.",
         "Selvaraju et al. 2017, arXiv:1610.02391",
         layered=True,
+    ),
+    Method(
+        "chip",
+        "CHIP",
+        chip.heatmap,
+        _same,
+        "Channels weighed by how much the class needs them, as learned from many pictures.",
+        "Cui et al. 2019, arXiv:1902.02497",
+        layered=True,
+        signed=True,
+        fit=chip.shipped,
+    ),
+    Method(
+        "refined_chip",
+        "Refined CHIP",
+        chip.refined,
+        _same,
+        "The CHIP map of the first convolution where that of the last one looks.",
+        "Cui et al. 2019, arXiv:1902.02497",
+        fit=chip.shipped,
+    ),
+    Method(
+        "guided_chip",
+        "Guided CHIP",
+        chip.guided,
+        _strongest,
+        "Guided backprop where CHIP looks.",
+        "Cui et al. 2019, arXiv:1902.02497",
+        layered=True,
+        fit=chip.shipped,
     ),
     Method(
         "occlusion",

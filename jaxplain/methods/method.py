@@ -148,6 +148,9 @@ class Method:
         signed: negative values mean evidence against.
         gradient: needs derivatives; False for what works on any black box.
         options: what `explain` passes besides.
+        fit: for methods that need something fitted to the model beforehand (`importance`): finds
+            what ships with a model, or raises ValueError.
+        importance: what was fitted, once the method is `bound` to a model.
 
     Example:
         >>> def darkness(model, images, targets):
@@ -170,6 +173,31 @@ class Method:
     signed: bool = False
     gradient: bool = True
     options: tuple[tuple[str, Any], ...] = ()
+    fit: Callable[[Model], Any] | None = None
+    importance: Any = dataclasses.field(default=None, repr=False, compare=False)
+
+    def bound(self, model: Model, importance: Any = None) -> "Method":
+        """Return the method with what it needs fitted to a model; most need nothing.
+
+        `explain` does this by itself where the parameters are known. In compiled code they are not,
+        and what is fitted to them must be found before.
+
+        Args:
+            model: the model, as it will be explained.
+            importance: what was fitted to it; None for what ships with it.
+
+        Raises:
+            ValueError: nothing ships with it.
+
+        Example:
+            >>> from jaxplain import METHODS, load_model
+            >>> list(METHODS["chip"].bound(load_model("digits")).importance)
+            ['conv1', 'pool1', 'conv2', 'pool2', 'conv3']
+        """
+        if self.fit is None:
+            return self
+        found = self.fit(model) if importance is None else importance
+        return dataclasses.replace(self, importance=found)
 
     def explain(
         self,
@@ -204,6 +232,8 @@ class Method:
             options["key"] = key
         if self.layered and layer is not None:
             options["layer"] = layer
+        if self.fit is not None:
+            options["importance"] = self.bound(model, self.importance).importance
         result = self.function(model, images, targets, **options)
         fields = result._asdict() if hasattr(result, "_asdict") else {"heatmap": result}
         heatmap = self.heatmap(fields["heatmap"] if "heatmap" in fields else fields["attribution"])
@@ -245,8 +275,9 @@ class Method:
                 return None
             images = jax.ShapeDtypeStruct((1, *model.input_shape), jnp.float32)
             targets = jax.ShapeDtypeStruct((1,), jnp.int32)
+            bound = self.bound(model, self.importance)
             jax.eval_shape(
-                lambda m, x, t: self.explain(m, x, t, key=jax.random.key(0), layer=layer),
+                lambda m, x, t: bound.explain(m, x, t, key=jax.random.key(0), layer=layer),
                 model,
                 images,
                 targets,

@@ -6,8 +6,9 @@ optimal it is. Convex solutions are differentiable in their problem's data. `des
 projected Adam that mask methods use.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from jaxplain.solvers import gram
-from jaxplain.solvers.adam import Descent, descend
 from jaxplain.solvers.admm import lasso
 from jaxplain.solvers.gram import Statistics, statistics
 from jaxplain.solvers.loop import Certificate, Run, Solution, iterate
@@ -22,6 +23,9 @@ from jaxplain.solvers.prox import (
 from jaxplain.solvers.ridge import Linear, ridge
 from jaxplain.solvers.spg import mu_lasso
 from jaxplain.solvers.two_scale import TwoScale, two_scale
+
+if TYPE_CHECKING:
+    from jaxplain.solvers.adam import Descent, descend
 
 __all__ = [
     "Certificate",
@@ -46,3 +50,12 @@ __all__ = [
     "statistics",
     "two_scale",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import Optax with what needs it, and not with every lasso."""
+    if name in ("Descent", "descend"):
+        from jaxplain.solvers import adam
+
+        return getattr(adam, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

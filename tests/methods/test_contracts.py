@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fitted import fitted
 from flax import linen as nn
 
 from jaxplain.methods import METHODS, Method, find_method
@@ -56,7 +57,7 @@ each_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 
 
 def explain(method: Method, model, images, targets):
-    return method.explain(model, images, targets, key=KEY)
+    return fitted(method, model).explain(model, images, targets, key=KEY)
 
 
 def same(a, b, tolerance=1e-5):
@@ -107,14 +108,16 @@ def test_second_call_does_not_compile(method, model, images, caplog):
     again = jax.tree.map(lambda leaf: leaf + 0, model)
     other = images + 1
     with jax.log_compiles(True), caplog.at_level(logging.WARNING):
-        method.function(again, other, TARGETS, **_options(method))
+        options = _options(fitted(method, model))
+        method.function(again, other, TARGETS, **options)
         caplog.clear()
-        method.function(again, other + 1, TARGETS[::-1], **_options(method))
+        method.function(again, other + 1, TARGETS[::-1], **options)
     assert [r.message for r in caplog.records if method.function.__name__ in r.message] == []
 
 
 def _options(method: Method) -> dict:
-    return dict(method.options) | ({"key": KEY} if method.random else {})
+    importance = {} if method.importance is None else {"importance": method.importance}
+    return dict(method.options) | ({"key": KEY} if method.random else {}) | importance
 
 
 @each_method
@@ -174,7 +177,7 @@ def test_class_that_does_not_exist_gives_nan_where_it_cannot_raise(method, model
 @pytest.mark.parametrize("method", [m for m in METHODS.values() if m.layered], ids=lambda m: m.name)
 def test_unknown_layer_names_the_nearest(method, model, images):
     with pytest.raises(ValueError, match="unknown layer 'conv_2'; nearest: conv2"):
-        method.explain(model, images, TARGETS, key=KEY, layer="conv_2")
+        fitted(method, model).explain(model, images, TARGETS, key=KEY, layer="conv_2")
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS.values() if m.random], ids=lambda m: m.name)
@@ -184,7 +187,8 @@ def test_random_method_asks_for_a_key(method, model, images):
 
 
 def test_all_apply_to_the_network_and_say_why_not_elsewhere(model):
-    assert {name: m.inapplicable(model) for name, m in METHODS.items()} == dict.fromkeys(METHODS)
+    found = {name: fitted(m, model).inapplicable(model) for name, m in METHODS.items()}
+    assert found == dict.fromkeys(METHODS)
     linear = Model.from_function(
         lambda w, x: x.reshape(x.shape[0], -1) @ w, jnp.ones((48, 2)), input_shape=(4, 4, 3)
     )
@@ -193,6 +197,7 @@ def test_all_apply_to_the_network_and_say_why_not_elsewhere(model):
     assert reasons["occlusion"] is None
     assert "no relu" in reasons["guided_backprop"]
     assert "layer is needed" in reasons["grad_cam"]
+    assert "jaxplain fit chip" in reasons["chip"]
 
 
 def test_unknown_method_names_the_nearest():

@@ -33,6 +33,7 @@ from jaxplain.methods.chip.fit import fit, gather
 from jaxplain.methods.chip.importance import (
     ChipImportance,
     Settings,
+    check_model,
     load,
     pick,
     save,
@@ -55,6 +56,7 @@ __all__ = [
     "Overlap",
     "Progress",
     "Settings",
+    "check_model",
     "fit",
     "gather",
     "guided",

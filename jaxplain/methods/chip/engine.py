@@ -9,6 +9,7 @@ the Gram matrices of all classes over the devices would be.
 
 import dataclasses
 import functools
+import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -269,14 +270,32 @@ def _suffix(
 ) -> jax.Array:
     """Run what follows the layer for every gate vector."""
     _, suffix = split(model, layer, image_shape=plan.image.shape)
-    size = activation[0].size * activation.dtype.itemsize
     positions = (1,) * (activation.ndim - 2)
 
     def gated(gates: jax.Array) -> jax.Array:
         opened = gates.reshape(*gates.shape[:2], *positions, gates.shape[-1])
         return activation[:, None] * opened.astype(activation.dtype)  # eq. (1)
 
-    return _in_rows(plan, gates, suffix, max(1, _ROOM // size), prepare=gated)
+    return _in_rows(plan, gates, suffix, rows_of(activation), prepare=gated)
+
+
+def rows_of(activation: jax.Array | jax.ShapeDtypeStruct) -> int:
+    """Return how many gated copies of a layer there is room for."""
+    size = math.prod(activation.shape[1:]) * activation.dtype.itemsize
+    return max(1, _ROOM // size)
+
+
+def at_once(plan: Plan, images: int, count: int, most: int) -> int:
+    """Return how many of `count` gate vectors are run at once, for all images of a device.
+
+    Args:
+        plan: of the fit.
+        images: of the batch on this device.
+        count: gate vectors.
+        most: rows that there is room for.
+    """
+    several = max(1, min(plan.rows or most, _MOST_ROWS) // images)
+    return -(-count // -(-count // several))  # in rounds of one size, as nearly as can be
 
 
 def _in_rows(
@@ -284,9 +303,8 @@ def _in_rows(
 ) -> jax.Array:
     """Return softmax(run(rows)) of inputs (b, n, ...), a few gate vectors at a time."""
     images, count = inputs.shape[:2]
-    at_once = max(1, min(plan.rows or most, _MOST_ROWS) // images)
-    rounds = -(-count // at_once)
-    at_once = -(-count // rounds)  # of one size, as nearly as can be
+    several = at_once(plan, images, count, most)
+    rounds = -(-count // several)
 
     def few(part: jax.Array) -> jax.Array:
         rows = prepare(part)
@@ -296,11 +314,11 @@ def _in_rows(
 
     if rounds == 1:
         return few(inputs)
-    missing = rounds * at_once - count
+    missing = rounds * several - count
     filled = jnp.concatenate([inputs, inputs[:, :missing]], 1) if missing else inputs
-    parts = jnp.moveaxis(filled.reshape(images, rounds, at_once, *inputs.shape[2:]), 1, 0)
+    parts = jnp.moveaxis(filled.reshape(images, rounds, several, *inputs.shape[2:]), 1, 0)
     found = jnp.moveaxis(lax.map(few, parts), 0, 1)
-    return found.reshape(images, rounds * at_once, -1)[:, :count]
+    return found.reshape(images, rounds * several, -1)[:, :count]
 
 
 @functools.partial(jax.jit, static_argnames="mesh", donate_argnames="accumulator")

@@ -92,7 +92,7 @@ def fingerprint(model: Model) -> int:
         ValueError: the parameters are not known, because the model is being traced.
 
     Example:
-        >>> one, other = (Model.from_function(None, jnp.full(3, x)) for x in (1.0, 2.0))
+        >>> one, other = (Model.from_function(jnp.matmul, jnp.full(3, x)) for x in (1.0, 2.0))
         >>> fingerprint(one) == fingerprint(other)
         False
     """

@@ -161,7 +161,7 @@ def observe(
     )
 
 
-def zeros(classes: int, channels: int, dtype: jnp.dtype) -> Accumulator:
+def zeros(classes: int, channels: int, dtype: Any) -> Accumulator:
     """Return sums of nothing; the Gram matrices are packed.
 
     Example:

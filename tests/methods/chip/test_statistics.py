@@ -11,7 +11,6 @@ from jaxplain.methods.chip.fit import gather
 from jaxplain.methods.chip.solve import solve
 from jaxplain.trace import split
 
-LAYERS = ("conv1", "conv2", "fc")
 GATES, SIGMA, COUNT = 7, 0.8, 11
 FIELDS = ("packed", "corr", "energy", "weight", "predicted")
 
@@ -50,17 +49,23 @@ def explicit(model, layer, pictures, key, shared):
     return {"gram": gram, "corr": corr, "energy": energy, "weight": weight, "predicted": predicted}
 
 
-@pytest.mark.parametrize("gates", ["fresh", "shared"])
-def test_statistics_are_the_explicit_sums(gates):
+@pytest.mark.parametrize(
+    ("gates", "layers"),
+    [("fresh", ("conv1", "conv2")), ("shared", ("fc",))],
+    ids=["fresh", "shared"],
+)
+def test_statistics_are_the_explicit_sums(gates, layers):
     with jax.enable_x64(True):
         model, pictures, key = small("float64"), images(COUNT, "float64"), jax.random.key(5)
         batches = [pictures[:4], pictures[4:8], pictures[8:]]
         found = gather(
-            model, batches, LAYERS, key=key, num_gates=GATES, sigma=SIGMA, gates=gates, chunk=8
+            model, batches, layers, key=key, num_gates=GATES, sigma=SIGMA, gates=gates, chunk=8
         )
-        assert found["conv2"].path == "linear in the gates up to fc"
-        assert "run again" in found["conv1"].path
-        for layer in LAYERS:
+        paths = {layer: stats.path.partition(":")[0] for layer, stats in found.items()}
+        again = "run again for every gate vector"
+        expected = {"conv1": again, "conv2": "linear in the gates up to fc", "fc": again}
+        assert paths == {layer: expected[layer] for layer in layers}
+        for layer in layers:
             expected = explicit(model, layer, pictures, key, gates == "shared")
             own = {name: getattr(found[layer], name) for name in FIELDS[1:]}
             own["gram"] = found[layer].gram(slice(None))

@@ -1,0 +1,37 @@
+"""Methods that need something fitted, bound to importances that are drawn at random."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from jaxplain.methods import Method
+from jaxplain.methods.chip import ChipImportance, Settings
+from jaxplain.model import Model
+
+SETTINGS = Settings("", 0, 1, 1, 0.5, 0.7, "fresh")
+
+
+def importances(model: Model, classes: int) -> dict[str, ChipImportance]:
+    """Return importances of all layers with positions; all weights are positive."""
+    found = {}
+    for number, layer in enumerate(model.layers()):
+        if len(layer.shape) == 3:
+            shape = (classes, layer.shape[-1])
+            weights = jax.random.uniform(jax.random.key(number), shape, minval=0.1)
+            one = jnp.ones(classes)
+            found[layer.name] = ChipImportance(
+                weights, one, one, one > 0, one, one.astype(int), layer.name, "drawn", SETTINGS
+            )
+    return found
+
+
+def fitted(method: Method, model: Model) -> Method:
+    """Return the method, bound to the model if it needs a fit."""
+    if method.fit is None:
+        return method
+    images = jax.ShapeDtypeStruct((1, *model.input_shape), jnp.float32)
+    classes = jax.eval_shape(lambda m, x: m(x), model, images).shape[-1]
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model.params)
+    bare = dataclasses.replace(model, params=shapes)  # it may be a traced one
+    return method.bound(model, importances(bare, classes))
