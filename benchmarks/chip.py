@@ -29,11 +29,10 @@ from jaxplain.sharding import check_mesh, data_mesh
 
 GATES = 100
 ILSVRC = 1_281_167
-LAST, FIRST = "conv5_3", "conv1_1"
 
 
-def vgg() -> jxp.Model:
-    return jxp.load_model("vgg16", weights="random")
+def load(name: str) -> jxp.Model:
+    return jxp.load_model(name, weights="random" if name.startswith("vgg") else None)
 
 
 def pictures(model: jxp.Model, count: int, seed: int = 0) -> np.ndarray:
@@ -73,73 +72,73 @@ def _suffixes(
 
 
 @jax.jit
-def _whole(model: jxp.Model, images: jax.Array, gates: jax.Array) -> jax.Array:
-    """Run the whole network for each of some gate vectors of the last convolution."""
+def _traced_forward(model: jxp.Model, images: jax.Array) -> jax.Array:
+    """The bare forward as `fit` runs it: from the program, whose convolutions it knows."""
+    return jax.nn.softmax(jxp.capture(model, images, ["logits"])["logits"])
+
+
+@functools.partial(jax.jit, static_argnames="layer")
+def _whole(model: jxp.Model, images: jax.Array, gates: jax.Array, *, layer: str) -> jax.Array:
+    """Run the whole network for each of some gate vectors of a layer."""
 
     def once(gate: jax.Array) -> jax.Array:
-        return jax.nn.softmax(jxp.edit(model, gates={LAST: gate})(images))
+        return jax.nn.softmax(jxp.edit(model, gates={layer: gate})(images))
 
     return jax.lax.map(once, gates)
 
 
-def _last_layer(figures: Figures, model: jxp.Model) -> None:
+def _last_layer(figures: Figures, model: jxp.Model, layer: str) -> None:
     batch = 8
     images = jnp.asarray(pictures(model, batch))
-    fit, first = prepared(model, LAST, batch, GATES)
-    assert fit.paths[LAST].startswith("linear")
+    fit, first = prepared(model, layer, batch, GATES)
+    assert fit.paths[layer].startswith("linear")
+    # In short, one batch is no chunk: what is added once a chunk would count too much.
     several = 1 if figures.quick else fit.a_chunk
 
     def chunk() -> Any:
         seen = [fit.observe(first) for _ in range(several)]
+        if figures.quick:
+            return seen
         fit._absorb(seen)
         return fit.sums
 
-    def forwards() -> Any:
-        return [_forward(model, images) for _ in range(several)]
+    def forwards(forward: Any = _forward) -> Any:
+        return [forward(model, images) for _ in range(several)]
 
     pairs = 3 if figures.quick else 5
-    if figures.quick:  # one batch is no chunk: what is added once a chunk would count too much
-        figures.ratio(
-            f"chip/{LAST}/linear", lambda: fit.observe(first), forwards, at_most=1.5, pairs=pairs
-        )
-    else:
-        figures.ratio(f"chip/{LAST}/linear", chunk, forwards, at_most=1.5, pairs=pairs)
-        each = min(seconds(chunk) for _ in range(3)) / (several * batch)
-        figures.add("chip/ilsvrc/images_per_second", 1 / each)
-        figures.add("chip/ilsvrc/hours_on_this_machine", each * ILSVRC / 3600)
-    again, same = prepared(model, LAST, batch, GATES, linear=False)
-    figures.ratio(
-        "chip/last/head_again",
-        lambda: again.observe(same),
-        lambda: _forward(model, images),
-        pairs=1,
-    )
-    gates = jax.random.bernoulli(jax.random.key(1), 0.5, (2, 512)).astype(jnp.float32)
-    ratio = time_ratio(
-        lambda: _whole(model, images, gates), lambda: _forward(model, images), pairs=1
-    )
-    figures.add(f"chip/{LAST}/network_again", ratio * GATES / len(gates))
+    figures.ratio(f"chip/{layer}/linear", chunk, forwards, at_most=1.5, pairs=pairs)
+    if figures.quick:
+        return
+    traced = functools.partial(forwards, _traced_forward)
+    figures.add(f"chip/{layer}/linear_over_traced", time_ratio(chunk, traced, pairs=3))
+    each = min(seconds(chunk) for _ in range(3)) / (several * batch)
+    figures.add("chip/ilsvrc/images_per_second", 1 / each)
+    figures.add("chip/ilsvrc/hours_on_this_machine", each * ILSVRC / 3600)
+    again, same = prepared(model, layer, batch, GATES, linear=False)
+    bare = functools.partial(_forward, model, images)
+    ratio = time_ratio(lambda: again.observe(same), bare, pairs=1)
+    figures.add(f"chip/{layer}/head_again", ratio)
+    channels = fit.sums[layer].sums.corr.shape[1]
+    gates = jax.random.bernoulli(jax.random.key(1), 0.5, (2, channels)).astype(jnp.float32)
+    ratio = time_ratio(lambda: _whole(model, images, gates, layer=layer), bare, pairs=1)
+    figures.add(f"chip/{layer}/network_again", ratio * GATES / len(gates))
 
 
-def _first_layer(figures: Figures, model: jxp.Model) -> None:
-    batch, gates = (2, 8) if figures.quick else (4, GATES)
-    fit, first = prepared(model, FIRST, batch, gates)
+def _first_layer(figures: Figures, model: jxp.Model, layer: str) -> None:
+    batch, gates = (1, 4) if figures.quick else (4, GATES)
+    fit, first = prepared(model, layer, batch, gates)
     images = jnp.asarray(pictures(model, batch))
-    layer = jax.ShapeDtypeStruct((batch, *model.layers()[0].shape), jnp.float32)
-    at_once = engine.at_once(fit.plan, batch, gates, engine.rows_of(layer))
+    shape = next(known.shape for known in model.layers() if known.name == layer)
+    rows = engine.rows_of(jax.ShapeDtypeStruct((batch, *shape), jnp.float32))
+    copies = engine.at_once(fit.plan, batch, gates, rows)
     bare = functools.partial(
-        _suffixes, model, images, layer=FIRST, rounds=-(-gates // at_once), copies=at_once
+        _suffixes, model, images, layer=layer, rounds=-(-gates // copies), copies=copies
     )
-    figures.ratio(
-        "chip/first",
-        lambda: fit.observe(first),
-        bare,
-        at_most=1.05,
-        pairs=3 if figures.quick else 2,
-    )
+    pairs = 3 if figures.quick else 2
+    figures.ratio(f"chip/{layer}", lambda: fit.observe(first), bare, at_most=1.05, pairs=pairs)
 
 
-def _precision(figures: Figures, model: jxp.Model) -> None:
+def _precision(figures: Figures, model: jxp.Model, layer: str) -> None:
     """On an accelerator: images a second in float32 and bfloat16, and what bfloat16 changes."""
     found = {}
     for dtype in (jnp.float32, jnp.bfloat16):
@@ -148,48 +147,46 @@ def _precision(figures: Figures, model: jxp.Model) -> None:
         options = Options(GATES, 0.5, None, "fresh", 100, 256, None)
         images = jnp.asarray(pictures(model, 64), dtype)
         fit = Run(
-            own, Stream([images], own), (LAST,), options, jax.random.key(0), check_mesh(None), True
+            own, Stream([images], own), (layer,), options, jax.random.key(0), check_mesh(None), True
         )
         batch = fit._batch()
         assert batch is not None
         seen = fit.observe(batch)
         times = [seconds(lambda fit=fit, batch=batch: fit.observe(batch)) for _ in range(5)]
         figures.add(f"chip/accelerator/{dtype.__name__}/images_per_second", 64 / min(times))
-        found[dtype] = np.asarray(seen.layers[LAST].corr)
+        found[dtype] = np.asarray(seen.layers[layer].corr)
     error = (
         np.abs(found[jnp.bfloat16] - found[jnp.float32]).max() / np.abs(found[jnp.float32]).max()
     )
     figures.add("chip/accelerator/bfloat16/error", error)
 
 
-def _peak(name: str, images: int, batch: int) -> None:
+def _peak(name: str, layer: str, images: int) -> None:
     """In a process of its own: fit a stream of so many images and print the peak memory."""
-    model = jxp.load_model(name, weights=None if name != "vgg16" else "random")
+    model = load(name)
 
     def stream() -> Iterator[np.ndarray]:
-        for number in range(images // batch):
-            yield pictures(model, batch, seed=number)
+        for number in range(images // 8):
+            yield pictures(model, 8, seed=number)
 
-    layer = model.default_layer if name != "vgg16" else LAST
-    jxp.chip.gather(model, stream(), layer, key=jax.random.key(0), num_gates=20, chunk=2 * batch)
+    jxp.chip.gather(model, stream(), layer, key=jax.random.key(0), num_gates=20, chunk=16)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
-def _devices() -> None:
+def _devices(name: str, layer: str, batch: int) -> None:
     """In a process with eight devices: compare them with one of them and print what was found."""
     flowers = jxp.load_model("an8flower-single-6c")
-    images = pictures(flowers, 24)
+    meshes = data_mesh(jax.devices()[:1]), data_mesh()
     results = []
-    for mesh in (data_mesh(jax.devices()[:1]), data_mesh()):
-        found = jxp.chip.gather(
-            flowers, [images], "conv4", key=jax.random.key(0), num_gates=20, mesh=mesh
-        )["conv4"]
+    for mesh in meshes:
+        stream, key = [pictures(flowers, 24)], jax.random.key(0)
+        found = jxp.chip.gather(flowers, stream, "conv4", key=key, num_gates=20, mesh=mesh)["conv4"]
         results.append(np.concatenate([found.packed.ravel(), found.corr.ravel()]))
     error = np.abs(results[1] - results[0]).max() / np.abs(results[0]).max()
-    model = vgg()
+    model = load(name)
     flops = []
-    for mesh in (data_mesh(jax.devices()[:1]), data_mesh()):
-        fit, first = prepared(model, LAST, 8, GATES, mesh=mesh)
+    for mesh in meshes:
+        fit, first = prepared(model, layer, batch, GATES, mesh=mesh)
         plan, _, placed = fit.observe.args
         lowered = engine.observe.lower(plan, mesh, *placed[:2], first, placed[2])
         flops.append(lowered.compile().cost_analysis()["flops"])
@@ -208,16 +205,21 @@ def _elsewhere(call: str, devices: int = 1) -> str:
 
 
 def main(figures: Figures) -> None:
-    """CHIP on VGG-16: time over bare forwards, memory over length, work over devices."""
-    model = vgg()
-    _last_layer(figures, model)
-    _first_layer(figures, model)
+    """CHIP: time over bare forwards, memory over length, work over devices.
+
+    VGG-16; VGG-11 and the flowers if quick.
+    """
+    name, last = ("vgg11", "conv5_2") if figures.quick else ("vgg16", "conv5_3")
+    model = load(name)
+    _last_layer(figures, model, last)
+    _first_layer(figures, model, "conv1_1")
     if jax.default_backend() != "cpu":
-        _precision(figures, model)
-    name, count, batch = ("an8flower-single-6c", 64, 8) if figures.quick else ("vgg16", 32, 8)
-    few, many = (int(_elsewhere(f"_peak({name!r}, {n}, {batch})")) for n in (count, 10 * count))
+        _precision(figures, model, last)
+    if figures.quick:
+        name, last = "an8flower-single-6c", "conv4"
+    few, many = (int(_elsewhere(f"_peak({name!r}, {last!r}, {n})")) for n in (32, 320))
     figures.add("chip/memory/ten_times_the_images", many / few, at_most=1.05)
-    told = json.loads(_elsewhere("_devices()", devices=8))
+    told = json.loads(_elsewhere(f"_devices({name!r}, {last!r}, 8)", devices=8))
     figures.add("chip/eight_devices/difference", told["error"], at_most=1e-5)
     figures.add("chip/eight_devices/work_times_eight", 8 * told["work"], at_most=1.05)
 

@@ -9,7 +9,10 @@ import pytest
 from chip_networks import CHANNELS, PLANTED, planted, planted_images
 from fitted import importances
 
+from jaxplain.data.an8flower import dataset_arrays
 from jaxplain.evaluation import ablate_channels
+from jaxplain.methods.chip import shipped
+from jaxplain.models import load_model
 
 KEY = jax.random.key(0)
 
@@ -56,3 +59,16 @@ def test_bad_options_are_refused_by_name(truth):
     narrow = dataclasses.replace(truth, weights=truth.weights[:, :5])
     with pytest.raises(ValueError, match="for 5 channels, the layer has 12"):
         ablate_channels(planted(), images, labels, narrow, key=KEY)
+
+
+@pytest.mark.parametrize("variant", ["single_6c", "double_12c"])
+def test_flowers_lose_more_by_the_channels_of_their_class_than_by_others(variant):
+    model = load_model(f"an8flower-{variant.replace('_', '-')}")
+    test = dataset_arrays(variant, "test", 12)
+    inputs = model.preprocessing.batch(test.images)
+    importance = shipped(model)["conv4"]
+    found = ablate_channels(
+        model, inputs, test.labels, importance, key=KEY, draws=4, batch_size=12, resamples=500
+    )
+    assert (found.closed == 10).all()
+    assert found.difference.mean.low > 0.2
