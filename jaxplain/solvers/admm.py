@@ -1,64 +1,79 @@
-r"""Alternating direction method of multipliers: CHIP's lasso and MINT's two scales.
+r"""The lasso, from Gram statistics: CHIP's alternating direction method, and active sets.
 
-`lasso` minimises :math:`\tfrac12 w^T Q w - q \cdot w + \lambda \|w\|_1` by eqs. (14)–(16) of CHIP
-(Cui, Wang and Wang, arXiv:1902.02497); the paper's q, the scaled dual variable, is `dual` here.
-`two_scale`, which has a file of its own, is MINT's algorithm. Both return the split variable, which
-has exact zeros, and certify it with a duality gap.
+`lasso` minimises :math:`\tfrac12 w^T Q w - q \cdot w + \lambda \|w\|_1`. Its method "admm" is eqs.
+(14)–(16) of CHIP (Cui, Wang and Wang, arXiv:1902.02497); the paper's q, the scaled dual variable,
+is `dual` here. Its method "active", in a file of its own, finds the same solution several times
+faster. MINT's `two_scale` has a file of its own, too.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
-from jaxplain.solvers.implicit import differentiable, lasso_conditions
+from jaxplain.solvers import active, pivots
+from jaxplain.solvers.implicit import lasso_conditions
+from jaxplain.solvers.linear import factor, inverse, mean_diagonal, product, with_ridge
 from jaxplain.solvers.loop import (
     Certificate,
-    Run,
     Solution,
     all_finite,
+    choose,
     default_tolerance,
     iterate,
 )
-from jaxplain.solvers.prox import soft_threshold
-from jaxplain.solvers.quadratic import (
-    Anchor,
-    anchor_factor,
+from jaxplain.solvers.problems import (
+    Solver,
     check_problem,
-    each,
-    factor,
-    find_anchor,
-    inverse,
-    penalty_certificate,
-    product,
+    matrix,
+    pick,
     refuse,
-    with_ridge,
+    rows,
+    solve_all,
 )
+from jaxplain.solvers.prox import soft_threshold
+from jaxplain.solvers.quadratic import find_anchor, least_squares, penalty_certificate
 from jaxplain.solvers.two_scale import TwoScale, two_scale
 
-__all__ = ["TwoScale", "lasso", "two_scale"]
+__all__ = ["METHODS", "TwoScale", "lasso", "two_scale"]
+
+METHODS = ("active", "admm")
 
 # Iterations between certificates: each costs a product with Q beside the one an iteration needs.
 STRIDE = 5
 
+# Iterations that are tried when active sets have stalled.
+STALL = 1000
 
-class _Split(NamedTuple):
-    """The split variable m and the scaled dual, started at zero."""
+
+class _State(NamedTuple):
+    """The split variable m and the scaled dual, started at zero, and ρ with its age."""
 
     split: Array
     dual: Array
+    rho: Array
+    age: Array
 
 
 class _Update(NamedTuple):
-    """How (14) is solved: by the inverse of Q + ρI, or by Q's eigenvectors and eigenvalues."""
+    """How (14) is solved: by the inverse of Q + ρI, or by Q's eigenvectors and eigenvalues.
+
+    Attributes:
+        matrix: the inverse, or the eigenvectors.
+        values: the eigenvalues, if ρ may change.
+        rho: the first ρ, with the ridge that the factorisation took.
+        ridge: that ridge.
+    """
 
     matrix: Array
-    values: Array
+    values: Array | None
+    rho: Array
+    ridge: Array
 
 
 def lasso(
@@ -66,9 +81,10 @@ def lasso(
     corr: Float[Array, "*#batch d"],
     penalty: float | Float[Array, "*#batch"],
     *,
+    method: str = "active",
     energy: float | Float[Array, "*#batch"] | None = None,
     rho: float | Float[Array, "*#batch"] | None = None,
-    relaxation: float = 1.7,
+    relaxation: float | None = None,
     balance: bool = False,
     tolerance: float | None = None,
     max_steps: int = 10_000,
@@ -76,33 +92,40 @@ def lasso(
 ) -> Solution:
     r"""Minimises ½ wᵀQw − q·w + λ‖w‖₁, for one problem or for many.
 
-    Q + ρI is factored once (Cholesky). If that fails, a tiny ridge is added, which amounts to a
-    slightly larger ρ and leaves the solution what it is; `Solution.ridge` tells it. If it fails
-    again, Q is not positive semidefinite: the answer is zero, not converged, the gap infinite.
+    With method "admm", Q + ρI is factored once (Cholesky). If that fails, a tiny ridge is added,
+    which amounts to a slightly larger ρ and leaves the solution what it is; `Solution.ridge` tells
+    it. If it fails again, or Q proves not to be positive semidefinite in another way, the answer
+    is zero, not converged, the gap infinite.
 
     Args:
         gram: Q, positive semidefinite; (d, d) shared by all problems or (problems, d, d).
         corr: q, (d,) or (problems, d).
-        penalty: λ > 0, one for all or one a problem. Zero is solved but cannot be certified.
+        penalty: λ ≥ 0, one for all or one a problem. The number 0 is least squares, of least norm,
+            and solved as such; zeros in an array are certified by `energy` or not at all.
+        method: "active", Newton steps on growing sets of features, the fastest, with slower methods
+            behind it for problems that stall; or "admm", the paper's iteration, to which `rho`,
+            `relaxation` and `balance` belong.
         energy: Σ y² (weighted), as `Statistics.energy` has it. It makes the certificate cheaper:
-            without it, Q is factored a second time.
+            without it, Qv = q is solved as well, by conjugate gradients.
         rho: ρ > 0. A larger ρ suits sparser solutions; the default is the mean diagonal of Q times
             10 √(λ/‖q‖∞), between 0.3 and 10, the mean over problems when they share Q.
-        relaxation: over-relaxation of w, in (0, 2); 1 is the paper's iteration.
+        relaxation: over-relaxation of w, in (0, 2), 1.7 by default; 1 is the paper's iteration.
         balance: adapt ρ so that primal and dual residuals stay within a factor of ten (Boyd et al.
             2011, eq. 3.13). Q is then eigendecomposed, so that a new ρ costs nothing.
         tolerance: relative gap that counts as converged; None is ε^⅔ of the dtype. Relative to
             |q·w| + ½ wᵀQw, the part of the objective that the solution explains.
-        max_steps: limit on the iterations of each problem.
-        chunk: problems solved side by side, which bounds the memory; None is 96 with a shared
-            Gram matrix; with one each it is 1 on a CPU and 64 elsewhere.
+        max_steps: limit on the iterations of each problem; of "active", on the linear systems.
+        chunk: problems solved side by side, which bounds the memory. None is 1 on a CPU, whose
+            cache then holds the problem, and 64 elsewhere; 96 for "admm" with a shared Gram
+            matrix, where wide products pay.
 
     Returns:
         Solution with `value` like `corr`, exact zeros included; `gap` bounds the true
         suboptimality; `value` is differentiable in `gram`, `corr` and `penalty`.
 
     Raises:
-        ValueError: if shapes do not fit, or a plain number is outside its range.
+        ValueError: if shapes do not fit, a plain number is outside its range, `method` is unknown,
+            or an option belongs to another method.
 
     >>> solution = lasso(jnp.eye(3), jnp.array([3.0, -1.5, 0.5]), 1.0)
     >>> [round(float(x), 2) for x in solution.value], bool(solution.converged)
@@ -110,28 +133,42 @@ def lasso(
     >>> round(float(jax.grad(lambda t: lasso(jnp.eye(3), jnp.ones(3), t).value.sum())(0.2)), 3)
     -3.0
     """
-    refuse(penalty=(penalty, 0, None), rho=(rho, None, None), relaxation=(relaxation, None, 2))
-    refuse(max_steps=(max_steps, 0, None))
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {METHODS}, got {method!r}")
+    if method != "admm":
+        given = {"rho": rho is not None, "relaxation": relaxation is not None, "balance": balance}
+        for name, used in given.items():
+            if used:
+                raise ValueError(f"{name} is an option of method 'admm', got method {method!r}")
+    refuse(
+        penalty=(penalty, 0, None),
+        rho=(rho, None, None),
+        relaxation=(relaxation, None, 2),
+        max_steps=(max_steps, 0, None),
+        chunk=(chunk, None, None),
+    )
     check_problem(gram, corr, penalty=penalty, energy=energy)
     if rho is not None and jnp.shape(rho) not in ((), gram.shape[:-2]):
         raise ValueError(f"rho must be a scalar or {gram.shape[:-2]}, got {jnp.shape(rho)}")
-    if tolerance is None:
-        tolerance = default_tolerance(corr.dtype)
+    if chunk is None:
+        apart = 1 if jax.default_backend() == "cpu" else 64
+        chunk = 96 if method == "admm" and gram.ndim == 2 else apart
     return _lasso(
         gram,
         corr,
         penalty,
         energy,
         rho,
-        relaxation,
-        tolerance,
+        1.7 if relaxation is None else relaxation,
+        default_tolerance(corr.dtype) if tolerance is None else tolerance,
+        max_steps,
+        method="least squares" if isinstance(penalty, (int, float)) and penalty == 0 else method,
         balance=balance,
-        max_steps=max_steps,
         chunk=chunk,
     )
 
 
-@functools.partial(jax.jit, static_argnames=("balance", "chunk"))
+@functools.partial(jax.jit, static_argnames=("method", "balance", "chunk"))
 def _lasso(
     gram: Array,
     corr: Array,
@@ -140,149 +177,144 @@ def _lasso(
     rho: Array | None,
     relaxation: Array,
     tolerance: Array,
-    *,
-    balance: bool,
     max_steps: Array,
-    chunk: int | None,
+    *,
+    method: str,
+    balance: bool,
+    chunk: int,
 ) -> Solution:
-    single = corr.ndim == 1
-    if single:
-        corr, gram = corr[None], gram if gram.ndim == 2 else gram[None]
-    count, dtype = corr.shape[0], corr.dtype
-    penalty = jnp.broadcast_to(jnp.asarray(penalty, dtype), (count,))
-    energies = None if energy is None else jnp.broadcast_to(jnp.asarray(energy, dtype), (count,))
+    def prepare(gram: Array, corr: Array, penalty: Array) -> Solver:
+        count, dtype = corr.shape[0], corr.dtype
 
-    def solve(gram: Array, corr: Array, penalty: Array) -> Solution:
-        # What depends on Q alone is done once if all problems share it.
-        prepare = functools.partial(_prepare, balance=balance, anchored=energies is not None)
-        sparsity = jnp.sqrt(penalty / jnp.maximum(jnp.abs(corr).max(axis=-1), penalty))
-        boost = jnp.clip(jnp.where(penalty > 0, 10 * sparsity, 1), 0.3, 10)
-        shared = None
+        def spread(x: Array | None) -> Array | None:
+            return None if x is None else jnp.broadcast_to(jnp.asarray(x, dtype), (count,))
+
+        energies, rhos = spread(energy), spread(rho)
+        diagonals = jnp.diagonal(gram, axis1=-2, axis2=-1)
+        boost = 10 * jnp.sqrt(penalty / jnp.maximum(jnp.abs(corr).max(axis=-1), penalty))
+        boost = jnp.clip(jnp.where(penalty > 0, boost, 1), 0.3, 10)
+
+        def certifier(i: Array) -> Callable[[Array, Array], Certificate]:
+            q, level = pick(corr, i), pick(penalty, i)
+            known = None if energies is None else pick(energies, i)
+            anchor = find_anchor(lambda: matrix(gram, i), q, level, known)
+            largest = diagonals.max() if gram.ndim == 2 else pick(diagonals, i).max()
+            return lambda w, image: penalty_certificate(
+                w, image, q - image, q, level, largest, anchor
+            )
+
+        def update(i: Array) -> _Update:
+            q = matrix(gram, i)
+            first = mean_diagonal(q) * pick(boost, i) if rhos is None else pick(rhos, i)
+            return _prepare(q, first, balance)
+
+        if method == "least squares":
+            return Solver(lambda i: least_squares(matrix(gram, i), pick(corr, i), tolerance))
+
+        if method == "active":
+
+            def by_active_sets(i: Array) -> Solution:
+                problem = active.Problem(
+                    functools.partial(rows, gram, i),
+                    diagonals if gram.ndim == 2 else pick(diagonals, i),
+                    pick(corr, i),
+                    pick(penalty, i),
+                    certifier(i),
+                )
+                return active.solve(problem, tolerance, max_steps)
+
+            def finish(i: Array, start: Solution) -> Solution:
+                q, c, level, certify = (
+                    matrix(gram, i),
+                    pick(corr, i),
+                    pick(penalty, i),
+                    certifier(i),
+                )
+                limit = jnp.minimum(max_steps, start.steps + STALL)
+                iterated = _admm(
+                    q, c, level, certify, update(i), relaxation, tolerance, limit, start=start
+                )
+                better = choose(iterated.gap < start.gap, iterated, start)
+                start = better._replace(steps=iterated.steps)
+                return pivots.finish(q, c, certify, start, tolerance, max_steps, penalty=level)
+
+            return Solver(by_active_sets, finish)
+
+        common = None
         if gram.ndim == 2:
-            common = _choose_rho(gram, boost.mean()) if rho is None else jnp.asarray(rho, dtype)
-            shared = (common, *prepare(gram, common))
-            rest = (corr, penalty, energies)
-        else:
-            given = None if rho is None else jnp.broadcast_to(jnp.asarray(rho, dtype), (count,))
-            rest = (corr, penalty, energies, boost, given)
+            first = mean_diagonal(gram) * boost.mean() if rho is None else jnp.asarray(rho, dtype)
+            common = _prepare(gram, first, balance)
 
-        def one(gram: Array, corr: Array, penalty: Array, energy: Array | None, *own: Any):
-            if shared is None:
-                boost, given = own
-                size = _choose_rho(gram, boost) if given is None else given
-                update, ridge, lower = prepare(gram, size)
-            else:
-                size, update, ridge, lower = shared
-            start = size + ridge
-            if energy is None:
-                assert lower is not None
-                anchor = find_anchor(gram, corr, lower)
-            else:
-                anchor = Anchor(corr, energy, jnp.zeros((), dtype))
-            loop = _balanced if balance else _fixed
-            run = loop(gram, corr, penalty, anchor, update, start, relaxation, tolerance, max_steps)
-            value = run.state[0].split
-            return Solution(value, run.converged, run.steps, run.gap, ridge)
+        def by_admm(i: Array) -> Solution:
+            prepared = update(i) if common is None else common
+            q, c, level = matrix(gram, i), pick(corr, i), pick(penalty, i)
+            return _admm(q, c, level, certifier(i), prepared, relaxation, tolerance, max_steps)
 
-        return each(one, gram, rest, chunk)
+        return Solver(by_admm)
 
-    solution = differentiable(solve, lasso_conditions, (gram, corr, penalty), jnp.zeros_like(corr))
-    return jax.tree.map(lambda x: x[0], solution) if single else solution
+    return solve_all(prepare, lasso_conditions, gram, corr, penalty, chunk)
 
 
-def _choose_rho(gram: Array, boost: Array) -> Array:
-    """The mean diagonal of Q, which sets the scale, times what sparsity suggests."""
-    size = jnp.diagonal(gram).mean()
-    return jnp.where(size > 0, size, 1) * boost
-
-
-def _prepare(
-    gram: Array, rho: Array, *, balance: bool, anchored: bool
-) -> tuple[_Update, Array, Array | None]:
-    """What (14) and the anchor need of Q: the update, the ridge it took, the anchor's factor."""
-    lower = None if anchored else anchor_factor(gram)
+def _prepare(gram: Array, rho: Array, balance: bool) -> _Update:
+    """What (14) needs of Q; done once if all problems share it."""
     if balance:
         values, vectors = jnp.linalg.eigh(gram)
-        return _Update(vectors, jnp.maximum(values, 0)), jnp.zeros((), gram.dtype), lower
+        return _Update(vectors, jnp.maximum(values, 0), rho, jnp.zeros_like(rho))
     found = factor(with_ridge(gram, rho))
     # The inverse, not the factor, is applied: one product instead of two triangular solves, which
     # no device does well.
-    return _Update(inverse(found.lower), jnp.zeros((0,), gram.dtype)), found.ridge, lower
+    return _Update(inverse(found.lower), None, rho + found.ridge, found.ridge)
 
 
-def _fixed(
+def _admm(
     gram: Array,
     corr: Array,
     penalty: Array,
-    anchor: Anchor,
+    certify: Callable[[Array, Array], Certificate],
     update: _Update,
-    rho: Array,
     relaxation: Array,
     tolerance: Array,
     max_steps: Array,
-) -> Run:
-    """CHIP's iteration with one ρ."""
+    *,
+    start: Solution | None = None,
+) -> Solution:
+    """CHIP's iteration, over-relaxed, with one ρ or a balanced one, from zero or a solution."""
+    usable = all_finite((update.matrix, update.rho), 0)
 
-    def step(state: tuple[_Split]) -> tuple[_Split]:
-        m, dual = state[0]
-        w = product(update.matrix, corr + rho * (m + dual))  # (14)
-        w = relaxation * w + (1 - relaxation) * m
-        m = soft_threshold(w - dual, penalty / rho)  # (15)
-        dual = dual - (w - m)  # (16)
-        return (_Split(m, dual),)
+    def invert(right: Array, rho: Array) -> Array:
+        if update.values is None:
+            return product(update.matrix, right)
+        return product(update.matrix, product(update.matrix.T, right) / (update.values + rho))
 
-    return _run(step, (_zero(corr),), gram, corr, penalty, anchor, update, tolerance, max_steps)
-
-
-def _balanced(
-    gram: Array,
-    corr: Array,
-    penalty: Array,
-    anchor: Anchor,
-    update: _Update,
-    rho: Array,
-    relaxation: Array,
-    tolerance: Array,
-    max_steps: Array,
-) -> Run:
-    """The same with a ρ that keeps the two residuals within a factor of ten of each other."""
-
-    def step(state: tuple[_Split, Array, Array]) -> tuple[_Split, Array, Array]:
-        (before, dual), rho, count = state
-        along = jnp.matmul(
-            corr + rho * (before + dual), update.matrix, precision=lax.Precision.HIGHEST
-        )
-        w = product(update.matrix, along / (update.values + rho))  # (14)
+    def step(state: _State) -> _State:
+        before, dual, rho, age = state
+        w = invert(corr + rho * (before + dual), rho)  # (14)
         w = relaxation * w + (1 - relaxation) * before
         m = soft_threshold(w - dual, penalty / rho)  # (15)
         dual = dual - (w - m)  # (16)
+        if update.values is None:
+            return _State(m, dual, rho, age)
         primal_residual = jnp.linalg.norm(w - m)
         dual_residual = rho * jnp.linalg.norm(m - before)
         # Every tenth step, and ever less, because a ρ that never settles need not converge.
-        due = (count % 10 == 9) & (count < 1000)
+        due = (age % 10 == 9) & (age < 1000)
         grow = jnp.where(primal_residual > 10 * dual_residual, 2.0, 1.0)
         shrink = jnp.where(dual_residual > 10 * primal_residual, 0.5, 1.0)
         change = jnp.where(due, grow * shrink, 1.0).astype(rho.dtype)
         # The multiplier ρ · dual is what must not jump.
-        return _Split(m, dual / change), rho * change, count + 1
+        return _State(m, dual / change, rho * change, age + 1)
 
-    start = (_zero(corr), rho, jnp.zeros((), jnp.int32))
-    return _run(step, start, gram, corr, penalty, anchor, update, tolerance, max_steps)
-
-
-def _run(step, start, gram, corr, penalty, anchor, update, tolerance, max_steps) -> Run:
-    largest = jnp.diagonal(gram).max()
-    usable = all_finite(update, 0)
-
-    def certify(state: tuple) -> Certificate:
-        m = state[0].split
-        image = product(gram, m)
-        bound = penalty_certificate(m, image, corr - image, corr, penalty, largest, anchor)
+    def bound(state: _State) -> Certificate:
+        found = certify(state.split, product(gram, state.split))
         # Without a factor there is nothing to iterate with, and no proof that Q is semidefinite.
-        return bound._replace(gap=jnp.where(usable, bound.gap, jnp.nan))
+        return found._replace(gap=jnp.where(usable, found.gap, jnp.nan))
 
-    return iterate(step, certify, start, tolerance=tolerance, max_steps=max_steps, stride=STRIDE)
-
-
-def _zero(corr: Array) -> _Split:
-    return _Split(jnp.zeros_like(corr), jnp.zeros_like(corr))
+    split = dual = jnp.zeros_like(corr)
+    taken = jnp.zeros((), jnp.int32)
+    if start is not None:
+        split, taken = start.value, start.steps
+        dual = -jnp.clip(corr - product(gram, split), -penalty, penalty) / update.rho
+    state = _State(split, dual, update.rho, jnp.zeros((), jnp.int32))
+    limit = max_steps - taken
+    run = iterate(step, bound, state, tolerance=tolerance, max_steps=limit, stride=STRIDE)
+    return Solution(run.state.split, run.converged, taken + run.steps, run.gap, update.ridge)

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxplain.solvers.loop import Certificate, Solution, iterate
-from jaxplain.solvers.quadratic import dot
+from jaxplain.solvers.linear import conjugate_gradients
+from jaxplain.solvers.loop import Solution
 
 # Up to here a dense inverse of each problem costs less than iterating.
 DENSE_LIMIT = 64
@@ -52,7 +52,7 @@ def differentiable(
         return solution.value, {k: v.astype(guess.dtype) for k, v in rest.items()}
 
     def invert(linear: Callable[[Array], Array], right: Array) -> Array:
-        algorithm = _dense if right.shape[-1] <= DENSE_LIMIT else _conjugate_gradients
+        algorithm = _dense if right.shape[-1] <= DENSE_LIMIT else _iterative
         return lax.custom_linear_solve(linear, right, algorithm, symmetric=True)
 
     value, rest = lax.custom_root(
@@ -108,6 +108,51 @@ def ball_conditions(
     return jnp.where(support, slope + jnp.where(on_sphere, weight * outward * excess, 0), w)
 
 
+def two_scale_conditions(
+    w: Float[Array, "1 both"],
+    coarse_gram: Float[Array, "p p"],
+    coarse_corr: Float[Array, " p"],
+    fine_gram: Float[Array, "q q"],
+    fine_corr: Float[Array, " q"],
+    coarse_penalty: Float[Array, ""],
+    fine_penalty: Float[Array, ""],
+    fine_weight: Float[Array, ""],
+    *,
+    membership: Float[Array, "q p"],
+) -> Float[Array, "1 both"]:
+    """The same for MINT's two lassos, fine weights first, which :math:`w_f T = w_c` ties.
+
+    With the projector P onto the weights that are zero where the solution is and meet the tie, the
+    conditions are P · slope(Pw) + (1 − P) w = 0.
+    """
+    best = lax.Precision.HIGHEST
+    q = fine_corr.shape[0]
+    both = w[0]
+    support = both != 0
+    tie = jnp.concatenate([membership, -jnp.eye(membership.shape[1], dtype=w.dtype)])
+    tie = lax.stop_gradient(jnp.where(support[:, None], tie, 0))
+    inverse = jnp.linalg.pinv(jnp.matmul(tie.T, tie, precision=best), hermitian=True)
+
+    def project(x: Array) -> Array:
+        x = jnp.where(support, x, 0)
+        pull = jnp.matmul(inverse, jnp.matmul(tie.T, x, precision=best), precision=best)
+        return x - jnp.matmul(tie, pull, precision=best)
+
+    inside = project(both)
+    fine, coarse = inside[:q], inside[q:]
+    sign = jnp.sign(both)
+    slope = jnp.concatenate(
+        [
+            fine_weight * (jnp.matmul(fine_gram, fine, precision=best) - fine_corr)
+            + fine_penalty * sign[:q],
+            jnp.matmul(coarse_gram, coarse, precision=best)
+            - coarse_corr
+            + coarse_penalty * sign[q:],
+        ]
+    )
+    return (project(slope) + both - inside)[None]
+
+
 def products(
     gram: Float[Array, "*problems d d"], w: Float[Array, "problems d"]
 ) -> Float[Array, "problems d"]:
@@ -129,24 +174,9 @@ def _dense(linear: Callable[[Array], Array], right: Array) -> Array:
     return jnp.einsum("pij,pj->pi", vectors, inverse * along, precision=lax.Precision.HIGHEST)
 
 
-def _conjugate_gradients(linear: Callable[[Array], Array], right: Array) -> Array:
-    """Solves row by row; from zero, so that a singular but solvable system gets its least norm."""
-
-    def step(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        x, residual, direction = state
-        image = linear(direction)
-        size, curvature = dot(residual, residual), dot(direction, image)
-        length = jnp.where(curvature > 0, size / jnp.where(curvature > 0, curvature, 1), 0)
-        x = x + length[:, None] * direction
-        residual = residual - length[:, None] * image
-        ratio = dot(residual, residual) / jnp.where(size > 0, size, 1)
-        return x, residual, residual + ratio[:, None] * direction
-
-    def certify(state: tuple[Array, Array, Array]) -> Certificate:
-        return Certificate(jnp.linalg.norm(state[1], axis=-1), jnp.linalg.norm(right, axis=-1))
-
-    start = (jnp.zeros_like(right), right, right)
-    tolerance = 10 * float(jnp.finfo(right.dtype).eps)
-    return iterate(step, certify, start, tolerance=tolerance, max_steps=4 * right.shape[-1]).state[
-        0
-    ]
+def _iterative(linear: Callable[[Array], Array], right: Array) -> Array:
+    """Conjugate gradients on all problems at once, to the last digits."""
+    small = 10 * jnp.finfo(right.dtype).eps * jnp.linalg.norm(right, axis=-1)
+    return conjugate_gradients(
+        linear, right, jnp.zeros_like(right), tolerance=small, max_steps=4 * right.shape[-1]
+    )

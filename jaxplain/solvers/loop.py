@@ -93,6 +93,15 @@ def all_finite(state: Any, batch_ndim: int) -> Bool[Array, "*batch"]:
     return jnp.stack(checks).all(axis=0)
 
 
+def closed(bound: Certificate, tolerance: float | Float[Array, ""]) -> Bool[Array, "*batch"]:
+    """Whether the gap has reached the tolerance; NaN has not.
+
+    >>> closed(Certificate(jnp.array([0.1, jnp.nan]), jnp.array([2.0, 2.0])), 0.1).tolist()
+    [True, False]
+    """
+    return bound.gap <= tolerance * bound.scale
+
+
 def iterate(
     step: Callable[[State], State],
     certify: Callable[[State], Certificate],
@@ -136,7 +145,7 @@ def iterate(
     batch = first.gap.shape
     broken = ~all_finite(state, len(batch)) | jnp.isnan(first.gap)
     gap = jnp.where(broken, jnp.inf, first.gap)
-    converged = ~broken & (gap <= tolerance * first.scale)
+    converged = ~broken & closed(first, tolerance)
     steps = jnp.zeros(batch, jnp.int32)
 
     def unfinished(carry: tuple) -> Array:
@@ -153,7 +162,7 @@ def iterate(
         state = choose(moved, new, state)
         gap = jnp.where(moved, found.gap, gap)
         steps = steps + jnp.where(active, stride, 0).astype(steps.dtype)
-        arrived = moved & (found.gap <= tolerance * found.scale)
+        arrived = moved & closed(found, tolerance)
         active = moved & ~arrived & (steps < max_steps)
         return state, gap, converged | arrived, active, steps
 

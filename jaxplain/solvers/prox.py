@@ -122,9 +122,10 @@ def ball_threshold(
     size: Float[Array, "*batch d"],
     radius: Float[Array, "*batch"],
     *,
+    weights: Float[Array, "*batch d"] | None = None,
     start: Float[Array, "*batch"] | None = None,
 ) -> Float[Array, "*batch"]:
-    r"""The θ ≥ 0 with :math:`\sum_i \max(s_i - θ, 0) = r`, or 0 if :math:`\sum_i s_i \le r`.
+    r"""The θ ≥ 0 with :math:`\sum_i c_i \max(s_i - θ, 0) = r`, else 0.
 
     The left side is convex, decreasing and piecewise linear, so Newton's method from any start is
     at or left of the root after one step, climbs from there and ends exactly, after at most d
@@ -133,20 +134,27 @@ def ball_threshold(
     Args:
         size: magnitudes s ≥ 0.
         radius: r ≥ 0.
+        weights: c ≥ 0; None means 1.
         start: a guess of θ.
 
     >>> size = jnp.array([2.0, 1.0, 0.5])
     >>> ball_threshold(size, jnp.array(2.0)).tolist()
     0.5
+    >>> ball_threshold(size, jnp.array(2.0), weights=jnp.array([1.0, 0.0, 2.0])).tolist()
+    0.333...
     """
-    # max(s) − r never exceeds the root: the largest magnitude alone already leaves r above it.
-    floor = jnp.maximum(size.max(axis=-1) - radius, 0)
+    if weights is None:
+        weights = jnp.ones_like(size)
+    # No magnitude alone may fill more than r: this never exceeds the root.
+    room = radius[..., None] / jnp.where(weights > 0, weights, 1)
+    floor = jnp.maximum(jnp.where(weights > 0, size - room, 0).max(axis=-1), 0)
 
     def newton(theta: Array) -> Array:
-        above = size > theta[..., None]
-        count = above.sum(axis=-1, dtype=size.dtype)
-        excess = jnp.where(above, size, 0).sum(axis=-1) - radius
-        return jnp.maximum(jnp.where(count > 0, excess / jnp.maximum(count, 1), 0), floor)
+        above = jnp.where(size > theta[..., None], weights, 0)
+        total = above.sum(axis=-1)
+        excess = (above * size).sum(axis=-1) - radius
+        root = jnp.where(total > 0, excess / jnp.where(total > 0, total, 1), 0)
+        return jnp.maximum(root, floor)
 
     def climbing(carry: tuple[Array, Array, Array]) -> Array:
         theta, previous, trips = carry

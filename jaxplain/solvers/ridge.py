@@ -17,8 +17,9 @@ from jax import lax
 from jax.scipy.linalg import cho_solve
 from jaxtyping import Array, Bool, Float
 
+from jaxplain.solvers.linear import dot, factor, product
 from jaxplain.solvers.loop import Solution, default_tolerance
-from jaxplain.solvers.quadratic import dot, factor, product, refuse
+from jaxplain.solvers.problems import refuse
 
 SELECTIONS = ("none", "highest_weights", "forward_selection")
 

@@ -14,16 +14,20 @@ Candès 2015). Both spend one product with the Gram matrix an iteration, the cer
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxplain.solvers.implicit import ball_conditions, differentiable
-from jaxplain.solvers.loop import Certificate, Run, Solution, choose, default_tolerance, iterate
+from jaxplain.solvers import pivots
+from jaxplain.solvers.implicit import ball_conditions
+from jaxplain.solvers.linear import dot, product
+from jaxplain.solvers.loop import Certificate, Solution, choose, default_tolerance, iterate
+from jaxplain.solvers.problems import Solver, check_problem, matrix, pick, refuse, solve_all
 from jaxplain.solvers.prox import ball_threshold, soft_threshold
-from jaxplain.solvers.quadratic import ball_certificate, check_problem, dot, each, product, refuse
+from jaxplain.solvers.quadratic import ball_certificate
 
 METHODS = ("spg", "fista")
 
@@ -53,7 +57,9 @@ def mu_lasso(
         method: "spg" or "fista".
         tolerance: relative gap that counts as converged; None is ε^⅔ of the dtype. Relative to
             |q·w| + ½ wᵀQw, the part of the objective that the solution explains.
-        max_steps: limit on the iterations of each class.
+        max_steps: limit on the iterations of each class. Half of them are the method's; a class
+            that has not converged by then is finished one feature at a time, which ends even where
+            features are almost copies of each other, and costs a factorisation of Q a step.
         chunk: classes solved side by side, which bounds the memory; None is 96 with a shared Gram
             matrix; with one each it is 1 on a CPU and 64 elsewhere.
 
@@ -74,18 +80,24 @@ def mu_lasso(
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}, got {method!r}")
-    refuse(radius=(radius, 0, None), max_steps=(max_steps, 0, None))
+    refuse(radius=(radius, 0, None), max_steps=(max_steps, 0, None), chunk=(chunk, None, None))
     check_problem(gram, corr, radius=radius)
-    if tolerance is None:
-        tolerance = default_tolerance(corr.dtype)
+    if chunk is None:
+        chunk = (
+            96
+            if gram.ndim == 2 and method != "active"
+            else 1
+            if jax.default_backend() == "cpu"
+            else 64
+        )
     return _mu_lasso(
         gram,
         corr,
         radius,
-        tolerance,
+        default_tolerance(corr.dtype) if tolerance is None else tolerance,
+        max_steps,
         nonnegative=nonnegative,
         method=method,
-        max_steps=max_steps,
         chunk=chunk,
     )
 
@@ -108,54 +120,77 @@ class _Accelerated(NamedTuple):
     threshold: Array
 
 
+# From a point and the last threshold to the nearest point of the ball and its threshold.
+_Projection = Callable[[Array, Array], tuple[Array, Array]]
+
+
 @functools.partial(jax.jit, static_argnames=("nonnegative", "method", "chunk"))
 def _mu_lasso(
     gram: Array,
     corr: Array,
     radius: Array,
     tolerance: Array,
+    max_steps: Array,
     *,
     nonnegative: bool,
     method: str,
-    max_steps: Array,
-    chunk: int | None,
+    chunk: int,
 ) -> Solution:
     algorithm = {"spg": _spectral, "fista": _accelerated}[method]
-    single = corr.ndim == 1
-    if single:
-        corr, gram = corr[None], gram if gram.ndim == 2 else gram[None]
-    radius = jnp.broadcast_to(jnp.asarray(radius, corr.dtype), corr.shape[:1])
 
-    def one(gram: Array, corr: Array, radius: Array) -> Solution:
-        run = algorithm(gram, corr, radius, nonnegative, tolerance, max_steps)
-        return Solution(run.state.point, run.converged, run.steps, run.gap, jnp.zeros_like(run.gap))
+    def prepare(gram: Array, corr: Array, radius: Array) -> Solver:
+        diagonals = jnp.diagonal(gram, axis1=-2, axis2=-1)
 
-    def solve(gram: Array, corr: Array, radius: Array) -> Solution:
-        return each(one, gram, (corr, radius), chunk)
+        def certifier(i: Array) -> Callable[[Array, Array], Certificate]:
+            target, r = pick(corr, i), pick(radius, i)
+            largest = diagonals.max() if gram.ndim == 2 else pick(diagonals, i).max()
+            return lambda w, image: ball_certificate(
+                w, image, target, r, largest, nonnegative=nonnegative
+            )
 
-    solution = differentiable(solve, ball_conditions, (gram, corr, radius), jnp.zeros_like(corr))
-    return jax.tree.map(lambda x: x[0], solution) if single else solution
+        def iterated(i: Array) -> Solution:
+            q, certify = matrix(gram, i), certifier(i)
+
+            def project(v: Array, threshold: Array) -> tuple[Array, Array]:
+                return _project(v, pick(radius, i), threshold, nonnegative)
+
+            start, step = algorithm(q, pick(corr, i), project)
+            run = iterate(
+                step,
+                lambda state: certify(state.point, state.image),
+                start,
+                tolerance=tolerance,
+                max_steps=max_steps - max_steps // 2,
+            )
+            nothing = jnp.zeros_like(run.gap)
+            return Solution(run.state.point, run.converged, run.steps, run.gap, nothing)
+
+        def finish(i: Array, start: Solution) -> Solution:
+            return pivots.finish(
+                matrix(gram, i),
+                pick(corr, i),
+                certifier(i),
+                start,
+                tolerance,
+                max_steps,
+                radius=pick(radius, i),
+                nonnegative=nonnegative,
+            )
+
+        return Solver(iterated, finish)
+
+    return solve_all(prepare, ball_conditions, gram, corr, radius, chunk)
 
 
 def _spectral(
-    gram: Array,
-    corr: Array,
-    radius: Array,
-    nonnegative: bool,
-    tolerance: Array,
-    max_steps: Array,
-) -> Run:
-    largest = jnp.diagonal(gram).max()
-
-    def certify(state: _Spectral) -> Certificate:
-        return ball_certificate(
-            state.point, state.image, corr, radius, largest, nonnegative=nonnegative
-        )
+    gram: Array, corr: Array, project: _Projection
+) -> tuple[_Spectral, Callable[[_Spectral], _Spectral]]:
+    """The start and the step of spectral projected gradient."""
 
     def step(state: _Spectral) -> _Spectral:
         point, image, past, length, threshold = state
         slope = image - corr
-        trial, threshold = _project(point - length * slope, radius, threshold, nonnegative)
+        trial, threshold = project(point - length * slope, threshold)
         direction = trial - point
         # From the trial's own product, not by recurrence: errors cannot add up over iterations.
         trial_image = product(gram, trial)
@@ -174,37 +209,19 @@ def _spectral(
         )
         return _Spectral(point, image, jnp.roll(past, 1).at[0].set(value), length, threshold)
 
-    zero = jnp.zeros_like(corr)
-    start = _Spectral(
-        zero,
-        zero,
-        jnp.zeros((MEMORY,), corr.dtype),
-        1 / _curvature(gram, corr),
-        jnp.zeros((), corr.dtype),
-    )
-    return iterate(step, certify, start, tolerance=tolerance, max_steps=max_steps)
+    zero, none = jnp.zeros_like(corr), jnp.zeros((), corr.dtype)
+    past = jnp.zeros((MEMORY,), corr.dtype)
+    return _Spectral(zero, zero, past, 1 / _curvature(gram, corr), none), step
 
 
 def _accelerated(
-    gram: Array,
-    corr: Array,
-    radius: Array,
-    nonnegative: bool,
-    tolerance: Array,
-    max_steps: Array,
-) -> Run:
-    largest = jnp.diagonal(gram).max()
-
-    def certify(state: _Accelerated) -> Certificate:
-        return ball_certificate(
-            state.point, state.image, corr, radius, largest, nonnegative=nonnegative
-        )
+    gram: Array, corr: Array, project: _Projection
+) -> tuple[_Accelerated, Callable[[_Accelerated], _Accelerated]]:
+    """The start and the step of accelerated projected gradient."""
 
     def step(state: _Accelerated) -> _Accelerated:
         slope = state.ahead_image - corr
-        trial, threshold = _project(
-            state.ahead - slope / state.bound, radius, state.threshold, nonnegative
-        )
+        trial, threshold = project(state.ahead - slope / state.bound, state.threshold)
         image = product(gram, trial)
         move = trial - state.ahead
         steep = dot(move, image - state.ahead_image) > state.bound * dot(move, move)
@@ -235,17 +252,9 @@ def _accelerated(
         cautious = state._replace(bound=state.bound * 1.5, threshold=threshold)
         return choose(steep, cautious, choose(worse, restarted, moved))
 
-    zero = jnp.zeros_like(corr)
-    start = _Accelerated(
-        zero,
-        zero,
-        zero,
-        zero,
-        jnp.ones((), corr.dtype),
-        _curvature(gram, corr),
-        jnp.zeros((), corr.dtype),
-    )
-    return iterate(step, certify, start, tolerance=tolerance, max_steps=max_steps)
+    zero, one = jnp.zeros_like(corr), jnp.ones((), corr.dtype)
+    bound = _curvature(gram, corr)
+    return _Accelerated(zero, zero, zero, zero, one, bound, jnp.zeros((), corr.dtype)), step
 
 
 def _curvature(gram: Array, corr: Array) -> Array:

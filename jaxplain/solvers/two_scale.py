@@ -15,26 +15,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxplain.solvers.loop import Certificate, Run, Solution, all_finite, default_tolerance, iterate
+from jaxplain.solvers.implicit import differentiable, two_scale_conditions
+from jaxplain.solvers.linear import factor, inverse, mean_diagonal, product, with_ridge
+from jaxplain.solvers.loop import Certificate, Solution, all_finite, default_tolerance, iterate
+from jaxplain.solvers.problems import refuse
 from jaxplain.solvers.prox import soft_threshold
-from jaxplain.solvers.quadratic import (
-    Anchor,
-    anchor_factor,
-    factor,
-    find_anchor,
-    inverse,
-    penalty_certificate,
-    product,
-    refuse,
-    with_ridge,
-)
+from jaxplain.solvers.quadratic import Anchor, find_anchor, penalty_certificate
 
 METHODS = ("nested", "eliminated")
 
@@ -69,6 +62,16 @@ class _Joint(NamedTuple):
     anchor: Anchor
 
 
+class _Method(NamedTuple):
+    """A step, the certificate of a state, the start, the value of a state, the ridge it took."""
+
+    step: Callable[[Any], Any]
+    bound: Callable[[Any], Certificate]
+    start: Any
+    value: Callable[[Any], TwoScale]
+    ridge: Array
+
+
 def two_scale(
     coarse_gram: Float[Array, "p p"],
     coarse_corr: Float[Array, " p"],
@@ -97,7 +100,7 @@ def two_scale(
         fine_corr: Σ h y zᶠ.
         membership: T.
         coarse_penalty: λ_c ≥ 0.
-        fine_penalty: λ_f > 0. Zero is solved but cannot be certified.
+        fine_penalty: λ_f ≥ 0. At zero, only `energy` gives a certificate, and a loose one.
         fine_weight: μ > 0, how much the fine fit counts.
         coupling: λ > 0 of the augmented Lagrangian; it changes the speed, not the solution. The
             default for this and the two ρ is the mean diagonal of the Gram matrix they join.
@@ -112,6 +115,7 @@ def two_scale(
     Returns:
         Solution whose value is a `TwoScale`. `gap` bounds the suboptimality of `fine` in the
         eliminated problem plus (λ_c + λ_f) ‖m_f T − m_c‖₁, what the two scales still disagree by.
+        `value` is differentiable in the statistics, the penalties and `fine_weight`.
 
     Raises:
         ValueError: if shapes do not fit, a plain number is out of range, or `method` is unknown.
@@ -174,14 +178,51 @@ def _two_scale(
     inner_steps: int,
 ) -> Solution:
     dtype = fine[1].dtype
-    lambda_c, lambda_f, mu = (jnp.asarray(x, dtype) for x in weights)
-    joint = _eliminate(coarse, fine, membership, mu, energy)
-    defaults = (_mean_diagonal(coarse[0]), _mean_diagonal(coarse[0]), mu * _mean_diagonal(fine[0]))
-    coupling, rho_c, rho_f = (
-        default if rho is None else jnp.asarray(rho, dtype)
-        for rho, default in zip(rhos, defaults, strict=True)
-    )
-    chosen = coupling, rho_c, rho_f
+    q = fine[1].shape[0]
+
+    def solve(*data: Array) -> Solution:
+        gram_c, corr_c, gram_f, corr_f, lambda_c, lambda_f, mu = data
+        found = _solve(
+            (gram_c, corr_c),
+            (gram_f, corr_f),
+            membership,
+            (lambda_c, lambda_f, mu),
+            rhos,
+            energy,
+            tolerance,
+            method=method,
+            max_steps=max_steps,
+            inner_steps=inner_steps,
+        )
+        whole = found._replace(value=jnp.concatenate([found.value.fine, found.value.coarse]))
+        return jax.tree.map(lambda x: x[None], whole)
+
+    data = (*coarse, *fine, *(jnp.asarray(x, dtype) for x in weights))
+    conditions = functools.partial(two_scale_conditions, membership=membership)
+    guess = jnp.zeros((1, sum(membership.shape)), dtype)
+    found = jax.tree.map(lambda x: x[0], differentiable(solve, conditions, data, guess))
+    return found._replace(value=TwoScale(coarse=found.value[q:], fine=found.value[:q]))
+
+
+def _solve(
+    coarse: tuple[Array, Array],
+    fine: tuple[Array, Array],
+    membership: Array,
+    weights: tuple[Array, Array, Array],
+    rhos: tuple[Array | None, Array | None, Array | None],
+    energy: Array | None,
+    tolerance: Array,
+    *,
+    method: str,
+    max_steps: Array,
+    inner_steps: int,
+) -> Solution:
+    """Either method, and the certificate that both share."""
+    lambda_c, lambda_f, mu = weights
+    joint = _eliminate(coarse, fine, membership, mu, lambda_f, energy)
+
+    def choose_rho(rho: Array | None, default: Array) -> Array:
+        return default if rho is None else jnp.asarray(rho, default.dtype)
 
     def certify(m_c: Array, m_f: Array, multiplier: Array) -> Certificate:
         # |multiplier| ≤ λ_c up to rounding; the bound needs it without that.
@@ -196,19 +237,29 @@ def _two_scale(
         disagreement = (lambda_c + lambda_f) * jnp.abs(sums - m_c).sum()
         return bound._replace(gap=bound.gap + disagreement)
 
+    coupling, rho_c, rho_f = rhos
     if method == "nested":
-        inner = tolerance / 10
-        run, ridge = _nested(
-            coarse, fine, membership, (lambda_c, lambda_f, mu), chosen, certify, inner_steps, inner
-        )(tolerance, max_steps)
-        value = TwoScale(run.state[0].m, run.state[1].m)
-    else:
-        rho = _mean_diagonal(joint.gram) if rhos[2] is None else rho_f
-        run, ridge = _eliminated(joint, membership, lambda_c, lambda_f, rho, certify)(
-            tolerance, max_steps
+        chosen = (
+            choose_rho(coupling, mean_diagonal(coarse[0])),
+            choose_rho(rho_c, mean_diagonal(coarse[0])),
+            choose_rho(rho_f, mu * mean_diagonal(fine[0])),
         )
-        value = TwoScale(run.state[1], run.state[0])
-    return Solution(value, run.converged, run.steps, run.gap, ridge)
+        solver = _nested(
+            coarse,
+            fine,
+            membership,
+            weights,
+            chosen,
+            certify,
+            inner_steps=inner_steps,
+            inner_tolerance=tolerance / 10,
+        )
+    else:
+        rho = choose_rho(rho_f, mean_diagonal(joint.gram))
+        solver = _eliminated(joint, membership, lambda_c, lambda_f, rho, certify)
+    step, bound, start, value, ridge = solver
+    run = iterate(step, bound, start, tolerance=tolerance, max_steps=max_steps)
+    return Solution(value(run.state), run.converged, run.steps, run.gap, ridge)
 
 
 def _nested(
@@ -218,9 +269,10 @@ def _nested(
     weights: tuple[Array, Array, Array],
     rhos: tuple[Array, Array, Array],
     certify: Callable[[Array, Array, Array], Certificate],
+    *,
     inner_steps: int,
     inner_tolerance: Array,
-) -> Callable[[Array, Array], tuple[Run, Array]]:
+) -> _Method:
     """Algorithm 1. Both matrices are factored once, before the loops."""
     lambda_c, lambda_f, mu = weights
     coupling, rho_c, rho_f = rhos
@@ -269,12 +321,9 @@ def _nested(
         empty = jnp.zeros_like(corr)
         return _Scale(empty, empty, empty, jnp.full((), jnp.finfo(corr.dtype).max))
 
-    def run(tolerance: Array, max_steps: Array) -> tuple[Run, Array]:
-        start = (zero(corr_c), zero(corr_f), jnp.zeros_like(corr_c))
-        ridge = jnp.maximum(factor_c.ridge, factor_f.ridge)
-        return iterate(step, bound, start, tolerance=tolerance, max_steps=max_steps), ridge
-
-    return run
+    start = (zero(corr_c), zero(corr_f), jnp.zeros_like(corr_c))
+    ridge = jnp.maximum(factor_c.ridge, factor_f.ridge)
+    return _Method(step, bound, start, lambda state: TwoScale(state[0].m, state[1].m), ridge)
 
 
 def _eliminated(
@@ -284,7 +333,7 @@ def _eliminated(
     lambda_f: Array,
     rho: Array,
     certify: Callable[[Array, Array, Array], Certificate],
-) -> Callable[[Array, Array], tuple[Run, Array]]:
+) -> _Method:
     """ADMM with two splits of one variable, m_f = w and m_c = wT, over-relaxed."""
     relaxation = 1.7
     q = t.shape[0]
@@ -307,13 +356,9 @@ def _eliminated(
         result = certify(state[1], state[0], -rho * state[3])
         return result._replace(gap=jnp.where(usable, result.gap, jnp.nan))
 
-    def run(tolerance: Array, max_steps: Array) -> tuple[Run, Array]:
-        fine, coarse = jnp.zeros_like(joint.corr), jnp.zeros_like(t[0])
-        return iterate(
-            step, bound, (fine, coarse, fine, coarse), tolerance=tolerance, max_steps=max_steps
-        ), found.ridge
-
-    return run
+    fine, coarse = jnp.zeros_like(joint.corr), jnp.zeros_like(t[0])
+    start = (fine, coarse, fine, coarse)
+    return _Method(step, bound, start, lambda state: TwoScale(state[1], state[0]), found.ridge)
 
 
 def _eliminate(
@@ -321,22 +366,15 @@ def _eliminate(
     fine: tuple[Array, Array],
     t: Array,
     mu: Array,
+    penalty: Array,
     energy: Array | None,
 ) -> _Joint:
     """H = T G_c Tᵀ + μ G_f and h = T q_c + μ q_f."""
     gram = _matmul(_matmul(t, coarse[0]), t.T) + mu * fine[0]
     corr = _matmul(t, coarse[1]) + mu * fine[1]
-    if energy is None:
-        anchor = find_anchor(gram, corr, anchor_factor(gram))
-    else:
-        whole = (1 + mu) * jnp.asarray(energy, corr.dtype)
-        anchor = Anchor(corr, whole, jnp.zeros((), corr.dtype))
+    whole = None if energy is None else (1 + mu) * jnp.asarray(energy, corr.dtype)
+    anchor = find_anchor(lambda: gram, corr, penalty, whole)
     return _Joint(gram, corr, jnp.diagonal(gram).max(), anchor)
-
-
-def _mean_diagonal(gram: Array) -> Array:
-    size = jnp.diagonal(gram).mean()
-    return jnp.where(size > 0, size, 1)
 
 
 def _matmul(a: Array, b: Array) -> Array:

@@ -1,27 +1,28 @@
+import functools
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from solver_problems import best_lasso, smooth, stacked
+from solver_problems import optimum, smooth, stacked
+from solver_problems import well_posed as well_posed_arrays
 
 from jaxplain.solvers import lasso, mu_lasso, spg
 from jaxplain.solvers.loop import default_tolerance
 
 DATA = np.load(Path(__file__).parents[1] / "data" / "solvers.npz")
 A, B = DATA["lasso/A"], DATA["lasso/b"]
+TINY = {"rtol": 1e-5, "atol": 1e-6}
 
 every_method = pytest.mark.parametrize("method", spg.METHODS)
 
 
-def well_posed(seed=0, d=10):
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(40, d))
-    y = x[:, 0] - 2 * x[:, 1] + rng.normal(size=40)
-    return jnp.asarray(x.T @ x), jnp.asarray(x.T @ y)
+def well_posed():
+    gram, corr, _ = well_posed_arrays()
+    return jnp.asarray(gram), jnp.asarray(corr)
 
 
 @every_method
@@ -43,26 +44,21 @@ def test_gap_bounds_the_suboptimality_of_two_hundred_awkward_problems(method):
     radii = np.tile([0.1, 0.5, 1.5, 20.0], 50)
     data = [jnp.asarray(x) for x in (grams, corrs, radii)]
     runs = [
-        mu_lasso(*data, method=method, max_steps=steps, chunk=200) for steps in (0, 3, 20, 2_000)
+        mu_lasso(*data, method=method, max_steps=steps, chunk=200) for steps in (0, 3, 20, 4_000)
     ]
-    hard = np.array([p.kind == "collinear" for p in problems])
     for i, p in enumerate(problems):
-        values = [smooth(grams[i], corrs[i], np.asarray(run.value[i])) for run in runs]
-        optimum = min(values)
-        slope = np.abs(grams[i] @ np.asarray(runs[3].value[i]) - corrs[i]).max()
-        if not hard[i] and slope > 1e-6 * energies[i]:
-            # f(w) ≥ min over all w of f + λ‖w‖₁ − λr for any λ: another solver bounds the optimum
-            bound = best_lasso(p, slope) - slope * radii[i]
-            np.testing.assert_allclose(bound, optimum, atol=1e-7 * energies[i])
-        for run, value in zip(runs, values, strict=True):
+        lower, upper = optimum(grams[i], corrs[i], radius=radii[i])
+        assert upper - lower <= 1e-9 * energies[i]
+        for run in runs:
             w, gap = np.asarray(run.value[i]), float(run.gap[i])
             assert np.abs(w).sum() <= radii[i] * (1 + 1e-12)
-            assert value - optimum <= gap, p.kind
+            assert smooth(grams[i], corrs[i], w) - upper <= gap, p.kind
             explained = abs(corrs[i] @ w) + w @ grams[i] @ w / 2
             floor = 1e-15 * radii[i] * np.abs(corrs[i]).max()
             small = gap <= default_tolerance(float) * (explained + floor)
             assert bool(run.converged[i]) == small, p.kind
-    assert np.mean(runs[3].converged[~hard]) > 0.98
+    # all but the last digits of one of the nearly dependent problems
+    assert np.sum(~runs[3].converged) <= 1
 
 
 @every_method
@@ -84,7 +80,7 @@ def test_nonnegative_solution_meets_its_optimality_conditions(method):
 @every_method
 def test_constrained_and_penalised_solutions_coincide(method):
     gram, corr = well_posed()
-    penalised = lasso(gram, corr, 3.0, tolerance=1e-14)
+    penalised = lasso(gram, corr, 3.0, tolerance=1e-14, method="admm")
     radius = float(jnp.abs(penalised.value).sum())
     constrained = mu_lasso(gram, corr, radius, method=method, tolerance=1e-14)
     np.testing.assert_allclose(constrained.value, penalised.value, atol=1e-6)
@@ -108,19 +104,31 @@ def test_never_worse_than_zero_and_always_inside():
     check()
 
 
-def test_symmetries():
-    gram, corr = well_posed()
-    base = mu_lasso(gram, corr, 1.5, tolerance=1e-14).value
-    order = np.random.default_rng(1).permutation(10)
-    shuffled = mu_lasso(gram[order][:, order], corr[order], 1.5, tolerance=1e-14).value
-    np.testing.assert_allclose(shuffled, base[order], atol=1e-7)
-    for scaled, factor in [
-        (mu_lasso(gram, 3 * corr, 4.5, tolerance=1e-14), 3),
-        (mu_lasso(gram / 4, corr / 2, 3.0, tolerance=1e-14), 2),
-        (mu_lasso(1e6 * gram, 1e6 * corr, 1.5, tolerance=1e-14), 1),
-        (mu_lasso(gram, -corr, 1.5, tolerance=1e-14), -1),
-    ]:
-        np.testing.assert_allclose(scaled.value, factor * base, atol=1e-6)
+def test_order_units_and_signs_of_features_do_not_matter():
+    solve = jax.jit(functools.partial(mu_lasso, tolerance=1e-14))
+
+    @settings(max_examples=10)
+    @given(seed=st.integers(0, 10_000), radius=st.floats(0.01, 3), scale=st.floats(0.1, 10))
+    def check(seed, radius, scale):
+        rng = np.random.default_rng(seed)
+        x = rng.normal(size=(9, 5))
+        q, c = jnp.asarray(x.T @ x), jnp.asarray(x.T @ rng.normal(size=9))
+        base = solve(q, c, radius).value
+        order = rng.permutation(5)
+        shuffled = solve(q[order][:, order], c[order], radius).value
+        np.testing.assert_allclose(shuffled, base[order], **TINY)
+        sign = rng.choice([-1.0, 1.0], size=5)
+        flipped = solve(q * np.outer(sign, sign), c * sign, radius).value
+        np.testing.assert_allclose(flipped, base * sign, **TINY)
+        # y → ay, r → ar: w → aw;  z → z/a, r → ar: w → aw;  the objective times a: w
+        for scaled, factor in [
+            (solve(q, scale * c, scale * radius), scale),
+            (solve(q / scale**2, c / scale, scale * radius), scale),
+            (solve(q * scale, c * scale, radius), 1),
+        ]:
+            np.testing.assert_allclose(scaled.value, factor * base, **TINY)
+
+    check()
 
 
 def test_a_ball_that_does_not_bind_gives_least_squares():

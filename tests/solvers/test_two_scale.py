@@ -111,6 +111,37 @@ def test_multipliers_of_the_augmented_lagrangian_do_not_change_the_solution():
     np.testing.assert_allclose(other.value.fine, expected.fine, atol=1e-6)
 
 
+@pytest.mark.parametrize("method", MODULE.METHODS)
+def test_derivatives_equal_finite_differences_in_both_modes(method):
+    # in problem 1 a coarse weight is zero though fine weights in it are not
+    problem, _ = mint(1)
+    point = (*problem[:4], *map(jnp.asarray, PENALTIES.values()))
+    rng = np.random.default_rng(0)
+    move = [jnp.asarray(rng.normal(size=p.shape)) for p in point]
+    move[0], move[2] = move[0] + move[0].T, move[2] + move[2].T
+
+    @jax.jit
+    def solve(*data):
+        penalties = dict(zip(PENALTIES, data[4:], strict=True))
+        found = two_scale(
+            *data[:4], problem[4], **penalties, method=method, tolerance=1e-15, max_steps=1_000
+        )
+        return jnp.concatenate(found.value)
+
+    value, forward = jax.jvp(solve, point, tuple(move))
+    assert (value[:4] == 0).sum() == 2
+    assert ((value[4:] != 0) @ problem[4] > 0)[value[:4] == 0].any()
+    ahead, behind = (
+        solve(*(p + h * m for p, m in zip(point, move, strict=True))) for h in (1e-6, -1e-6)
+    )
+    slope = (ahead - behind) / 2e-6
+    np.testing.assert_allclose(forward, slope, atol=1e-5 * float(jnp.abs(slope).max()))
+    weight = jnp.asarray(rng.normal(size=value.shape))
+    back = jax.vjp(solve, *point)[1](weight)
+    total = sum(jnp.sum(b * m) for b, m in zip(back, move, strict=True))
+    np.testing.assert_allclose(total, jnp.sum(weight * slope), rtol=1e-5)
+
+
 def test_without_a_coarse_scale_the_fine_one_is_a_lasso():
     (_, _, gram, corr, t), _ = mint(2)
     nothing = jnp.zeros((4, 4)), jnp.zeros(4)
