@@ -48,7 +48,7 @@ def prepared(
     options = Options(gates, 0.5, None, "fresh", 100, 64, None)
     stream = Stream([pictures(model, batch)], model)
     made = Run(model, stream, (layer,), options, jax.random.key(0), check_mesh(mesh), linear)
-    first = made._batch()
+    first = made.next_batch()
     assert first is not None
     return made, first
 
@@ -99,7 +99,7 @@ def _last_layer(figures: Figures, model: jxp.Model, layer: str) -> None:
         seen = [fit.observe(first) for _ in range(several)]
         if figures.quick:
             return seen
-        fit._absorb(seen)
+        fit.absorb(seen)
         return fit.sums
 
     def forwards(forward: Any = _forward) -> Any:
@@ -149,7 +149,7 @@ def _precision(figures: Figures, model: jxp.Model, layer: str) -> None:
         fit = Run(
             own, Stream([images], own), (layer,), options, jax.random.key(0), check_mesh(None), True
         )
-        batch = fit._batch()
+        batch = fit.next_batch()
         assert batch is not None
         seen = fit.observe(batch)
         times = [seconds(lambda fit=fit, batch=batch: fit.observe(batch)) for _ in range(5)]

@@ -121,11 +121,11 @@ class Run:
             self._resume(keeper)
         pending: list[engine.Seen] = []
         due = False
-        while (batch := self._batch()) is not None:
+        while (batch := self.next_batch()) is not None:
             pending.append(self.observe(batch))
             if len(pending) < self.a_chunk:
                 continue
-            self._absorb(pending)
+            self.absorb(pending)
             pending = []
             progress(Progress(self.images, self.chunks, self.resumed))
             due = due or self.chunks % self.options.every == 0
@@ -134,7 +134,7 @@ class Run:
                 keeper.save(self._kept())
                 due = False
         if pending:
-            self._absorb(pending)
+            self.absorb(pending)
             progress(Progress(self.images, self.chunks, self.resumed))
 
     def statistics(self) -> dict[str, ChipStatistics]:
@@ -210,7 +210,7 @@ class Run:
             kept.append(one if good else None)
         self.plan = dataclasses.replace(self.plan, shortcuts=tuple(kept))
 
-    def _batch(self) -> engine.Batch | None:
+    def next_batch(self) -> engine.Batch | None:
         """Return the next batch of all processes, None when the last one has no more."""
         piece, error = None, None
         try:
@@ -240,7 +240,12 @@ class Run:
         assert self.stream.shape is not None or self.together
         return self.plan.image.dtype if self.stream.shape is None else self.stream.shape[3]
 
-    def _absorb(self, pending: list[engine.Seen]) -> None:
+    def absorb(self, pending: list[engine.Seen]) -> None:
+        """Add a chunk of batches to the sums.
+
+        Raises:
+            ValueError: the logits of an image are not finite.
+        """
         broken = sum(int(fetch(seen.broken)) for seen in pending)
         if broken:
             raise ValueError(

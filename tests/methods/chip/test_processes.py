@@ -1,6 +1,8 @@
 """Several processes, and one that is killed: the result is what one would have found."""
 
+import functools
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -16,10 +18,12 @@ import pytest
 from chip_networks import images, small
 
 from jaxplain.methods.chip import gather
+from jaxplain.model import Model
 
 TESTS = Path(__file__).parents[2]
 FIELDS = ("packed", "corr", "energy", "weight", "predicted")
 LIMIT = 300
+KEY = jax.random.key(0)
 
 
 def start(out: Path, *words, devices: int = 1) -> subprocess.Popen:
@@ -122,3 +126,28 @@ def test_what_was_read_is_passed_over_and_compared(tmp_path):
     expected = run(batches, tmp_path / "other")
     for name in FIELDS:
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+
+
+def test_a_full_disk_is_an_error_that_says_so(tmp_path):
+    def run(**options):
+        # Random numbers, which do not become small when they are compressed.
+        pictures = [np.random.default_rng(0).normal(size=(2, 2, 2, 96)).astype(np.float32)]
+        gather(wide(), pictures, "units", key=KEY, num_gates=2, every=1, chunk=2, **options)
+
+    run()  # what is compiled is written, too, and must not be cut off
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 14, hard))
+    try:
+        with pytest.raises(OSError, match="the checkpoint of step 1 could not be written") as told:
+            run(checkpoint=tmp_path / "kept")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert told.value.filename == str(tmp_path / "kept")
+
+
+@functools.cache
+def wide() -> Model:
+    def apply(weights, x):
+        return jax.ad_checkpoint.checkpoint_name(x, "units").mean((1, 2)) @ weights
+
+    return Model.from_function(apply, np.ones((96, 4), np.float32), input_shape=(2, 2, 96))
