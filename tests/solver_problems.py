@@ -1,4 +1,4 @@
-"""Random least-squares problems of every awkward kind, and their solutions in extended precision."""
+"""Random least-squares problems of every awkward kind, solved in extended precision."""
 
 from typing import NamedTuple
 
