@@ -8,6 +8,7 @@ Where several processes work together, one of them keeps the checkpoints and tel
 """
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -25,6 +26,9 @@ import numpy as np
 from jaxplain.outputs import replacing
 
 _KEPT = 2
+_SPARE = 1 << 20
+"""Bytes for what is written beside the arrays."""
+
 _PIECE = 1 << 24
 """Bytes read at once for a checksum."""
 
@@ -99,9 +103,10 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp
 
-        saved = ocp.args.StandardSave(jax.tree.map(np.asarray, state))
+        arrays = jax.tree.map(np.asarray, state)
         with self._written(step):
-            self._manager.save(step, args=saved, force=True)
+            self._check_room(sum(array.nbytes for array in jax.tree.leaves(arrays)))
+            self._manager.save(step, args=ocp.args.StandardSave(arrays), force=True)
         kept = {str(number) for number in self._manager.all_steps()}
         for seal in self._seals.iterdir():
             if seal.name not in kept:
@@ -145,6 +150,12 @@ class Checkpoints:
         like = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
         state = self._manager.restore(whole, args=ocp.args.StandardRestore(like))
         return whole, state, said["notes"]
+
+    def _check_room(self, size: int) -> None:
+        """Raise OSError if a state cannot be kept: before Orbax's many threads find out."""
+        free = shutil.disk_usage(self._folder).free
+        if free < size + _SPARE:
+            raise OSError(errno.ENOSPC, f"{size:,} bytes are needed, {free:,} are free")
 
     @contextlib.contextmanager
     def _written(self, step: int) -> Iterator[None]:

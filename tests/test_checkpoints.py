@@ -140,3 +140,14 @@ def test_a_disk_that_takes_no_more_is_an_os_error_and_leaves_the_others_whole(fu
         assert not list((full_disk / "states").glob("20*"))
         checkpoints.save(25, {"x": np.float32(1)}, {})
     assert newest(full_disk, like={"x": np.float32(0)})[0] == 25
+
+
+def test_too_little_room_is_known_before_anything_is_written(folder, monkeypatch):
+    room = shutil.disk_usage(folder)._replace(free=2 << 20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: room)
+    with Checkpoints(folder, WORK) as checkpoints:
+        with pytest.raises(OSError, match="step 20 could not be written") as caught:
+            checkpoints.save(20, {"x": np.zeros(1 << 20)}, {})
+        assert caught.value.errno == errno.ENOSPC
+        assert not list((folder / "states").glob("20*"))
+        checkpoints.save(20, {"x": np.zeros(1 << 16)}, {})

@@ -1,14 +1,14 @@
 """Several processes, and one that is killed: the result is what one would have found."""
 
-import functools
+import errno
 import os
-import resource
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections import namedtuple
 from pathlib import Path
 
 import chip_worker
@@ -18,12 +18,10 @@ import pytest
 from chip_networks import images, small
 
 from jaxplain.methods.chip import gather
-from jaxplain.model import Model
 
 TESTS = Path(__file__).parents[2]
 FIELDS = ("packed", "corr", "energy", "weight", "predicted")
 LIMIT = 300
-KEY = jax.random.key(0)
 
 
 def start(out: Path, *words, devices: int = 1) -> subprocess.Popen:
@@ -128,26 +126,24 @@ def test_what_was_read_is_passed_over_and_compared(tmp_path):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
 
 
-def test_a_full_disk_is_an_error_that_says_so(tmp_path):
-    def run(**options):
-        # Random numbers, which do not become small when they are compressed.
-        pictures = [np.random.default_rng(0).normal(size=(2, 2, 2, 96)).astype(np.float32)]
-        gather(wide(), pictures, "units", key=KEY, num_gates=2, every=1, chunk=2, **options)
+def test_a_full_disk_is_an_error_that_says_so(tmp_path, monkeypatch):
+    pictures, free = images(8), [10**9]
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 0, free[0]))
 
-    run()  # what is compiled is written, too, and must not be cut off
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 14, hard))
-    try:
-        with pytest.raises(OSError, match="the checkpoint of step 1 could not be written") as told:
-            run(checkpoint=tmp_path / "kept")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    def run():
+        options = {"key": jax.random.key(0), "num_gates": 8, "chunk": 4, "every": 1}
+        return gather(small(), batches(), "conv2", checkpoint=tmp_path / "kept", **options)
+
+    def batches():
+        for start in range(0, 8, 2):
+            yield pictures[start : start + 2]
+            free[0] = 10**9 if start < 4 or filled else 10**3
+
+    filled = False
+    with pytest.raises(OSError, match="the checkpoint of step 2 could not be written") as told:
+        run()
+    assert told.value.errno == errno.ENOSPC
     assert told.value.filename == str(tmp_path / "kept")
-
-
-@functools.cache
-def wide() -> Model:
-    def apply(weights, x):
-        return jax.ad_checkpoint.checkpoint_name(x, "units").mean((1, 2)) @ weights
-
-    return Model.from_function(apply, np.ones((96, 4), np.float32), input_shape=(2, 2, 96))
+    filled = True
+    assert run()["conv2"].settings.images == 8
