@@ -236,7 +236,8 @@ def _lasso(
                 )
                 better = choose(iterated.gap < start.gap, iterated, start)
                 start = better._replace(steps=iterated.steps)
-                return pivots.finish(q, c, certify, start, tolerance, max_steps, penalty=level)
+                own = functools.partial(rows, gram, i)
+                return pivots.finish(own, c, certify, start, tolerance, max_steps, penalty=level)
 
             return Solver(by_active_sets, finish)
 

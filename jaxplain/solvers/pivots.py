@@ -11,6 +11,7 @@ other, whose weights hardly matter to the objective and much to its certificate.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
@@ -19,11 +20,30 @@ from jaxtyping import Array
 
 from jaxplain.solvers.active import Best
 from jaxplain.solvers.linear import dot, mean_diagonal, product, with_ridge
-from jaxplain.solvers.loop import Certificate, Solution, closed
+from jaxplain.solvers.loop import Certificate, Solution, choose, closed
+
+# The most features that may be in use at a time, which bounds the work and the memory of a step.
+SLOTS = 128
+
+
+class _Slots(NamedTuple):
+    """The features in use, one a slot; a free slot has the sign 0.
+
+    Attributes:
+        feature: which one.
+        weight: its weight.
+        sign: its sign, which it has before it has a weight.
+        barred: of all features, those that left without the point having moved since.
+    """
+
+    feature: Array
+    weight: Array
+    sign: Array
+    barred: Array
 
 
 def finish(
-    gram: Array,
+    rows: Callable[[Array], Array],
     corr: Array,
     certify: Callable[[Array, Array], Certificate],
     start: Solution,
@@ -37,7 +57,7 @@ def finish(
     """Goes on from a solution that has not converged; one of `penalty` and `radius` is given.
 
     Args:
-        gram: Q.
+        rows: from indices to those rows of Q.
         corr: q.
         certify: from a point and its product with Q to its certificate.
         start: where to start from.
@@ -46,48 +66,83 @@ def finish(
         penalty: λ.
         radius: r, of a ball that `start` lies in.
         nonnegative: whether w ≥ 0.
+
+    Returns:
+        The best point met. It is `start` itself if that uses more features than there are slots.
     """
-    d = corr.shape[-1]
-    index = jnp.arange(d)
-    tiny = jnp.finfo(corr.dtype).tiny
+    count = min(SLOTS, corr.shape[-1])
+
+    def point(slots: _Slots) -> Array:
+        return jnp.zeros_like(corr).at[slots.feature].add(slots.weight)
 
     def going(carry: tuple) -> Array:
-        best, _, _, _, steps, stuck = carry
+        best, _, steps, stuck = carry
         return ~closed(best.bound, tolerance) & ~stuck & (steps < max_steps)
 
     def pivot(carry: tuple) -> tuple:
-        best, w, sign, barred, steps, _ = carry
-        target, level = _minimiser(gram, corr, sign, penalty, radius)
-        crossing = (sign != 0) & (sign * target <= 0)
-        share = jnp.abs(w) / jnp.maximum(jnp.abs(w) + jnp.abs(target), tiny)
-        share = jnp.where(crossing, share, 2)
-        first = jnp.argmin(share)
-        ends, reach = share[first] < 1, jnp.minimum(share[first], 1)
-        leaves = ends & (index == first)
-        w = jnp.where(leaves | (sign == 0), 0, w + reach * (target - w))
-        if radius is not None:
-            w = w * jnp.minimum(1, radius / jnp.maximum(jnp.abs(w).sum(), tiny))
-        sign = jnp.where(leaves, 0, sign)
-        # What leaves without the point having moved must not enter again at once.
-        barred = jnp.where(reach > 0, False, barred) | (leaves & (reach == 0))
-        image = product(gram, w)
+        best, slots, steps, _ = carry
+        chosen = rows(slots.feature)
+        target, level = _minimiser(
+            chosen[:, slots.feature], corr[slots.feature], slots.sign, penalty, radius
+        )
+        slots, ends = _walk(slots, target, radius)
+        w = point(slots)
+        image = jnp.matmul(slots.weight, chosen, precision=lax.Precision.HIGHEST)
         slope = corr - image
-        steep = jnp.where((sign != 0) | barred, -1, slope if nonnegative else jnp.abs(slope))
-        steepest = jnp.argmax(steep)
-        enters = ~ends & (steep[steepest] > level)
-        sign = jnp.where(enters & (index == steepest), jnp.sign(slope), sign)
+        slope = jnp.maximum(slope, 0) if nonnegative else slope
+        entered, enters = _enter(slots, slope, level)
+        slots, enters = choose(ends, slots, entered), enters & ~ends
         bound = certify(w, image)
         stuck = (~ends & ~enters) | jnp.isnan(bound.gap)
-        return best.or_better(w, bound), w, sign, barred, steps + 1, stuck
+        return best.or_better(w, bound), slots, steps + 1, stuck
 
-    w = start.value
-    best = Best(w, certify(w, product(gram, w)))
-    carry = (best, w, jnp.sign(w), jnp.zeros(d, bool), start.steps, jnp.isnan(best.bound.gap))
-    (point, bound), last, _, _, steps, _ = lax.while_loop(going, pivot, carry)
+    feature = lax.top_k(jnp.abs(start.value), count)[1]
+    weight = start.value[feature]
+    slots = _Slots(feature, weight, jnp.sign(weight), jnp.zeros(corr.shape, bool))
+    image = jnp.matmul(weight, rows(feature), precision=lax.Precision.HIGHEST)
+    fits = (start.value != 0).sum() <= count
+    bound = certify(start.value, image)
+    bound = bound._replace(gap=jnp.where(fits, bound.gap, start.gap))
+    carry = (Best(start.value, bound), slots, start.steps, ~fits | jnp.isnan(bound.gap))
+    best, slots, steps, _ = lax.while_loop(going, pivot, carry)
     # A NaN in Q, or a Q that is not positive semidefinite, shows in the factorisation.
-    sound = jnp.isfinite(last).all() & ~jnp.isnan(bound.gap)
-    gap = jnp.where(sound, bound.gap, jnp.inf)
-    return Solution(point, sound & closed(bound, tolerance), steps, gap, start.ridge)
+    sound = jnp.isfinite(slots.weight).all() & ~jnp.isnan(best.bound.gap)
+    gap = jnp.where(sound, best.bound.gap, jnp.inf)
+    converged = sound & fits & closed(best.bound, tolerance)
+    return Solution(best.point, converged, steps, gap, start.ridge)
+
+
+def _walk(slots: _Slots, target: Array, radius: Array | None) -> tuple[_Slots, Array]:
+    """To the target, or to where the first weight reaches zero, which then leaves."""
+    tiny = jnp.finfo(target.dtype).tiny
+    crossing = (slots.sign != 0) & (slots.sign * target <= 0)
+    share = jnp.abs(slots.weight) / jnp.maximum(jnp.abs(slots.weight) + jnp.abs(target), tiny)
+    share = jnp.where(crossing, share, 2)
+    first = jnp.argmin(share)
+    ends, reach = share[first] < 1, jnp.minimum(share[first], 1)
+    leaves = ends & (jnp.arange(len(target)) == first)
+    weight = slots.weight + reach * (target - slots.weight)
+    weight = jnp.where(leaves | (slots.sign == 0), 0, weight)
+    if radius is not None:
+        weight = weight * jnp.minimum(1, radius / jnp.maximum(jnp.abs(weight).sum(), tiny))
+    # What leaves without the point having moved must not enter again at once.
+    barred = jnp.where(reach > 0, False, slots.barred)
+    barred = barred.at[slots.feature[first]].max(ends & (reach == 0))
+    return _Slots(slots.feature, weight, jnp.where(leaves, 0, slots.sign), barred), ends
+
+
+def _enter(slots: _Slots, slope: Array, level: Array) -> tuple[_Slots, Array]:
+    """The feature with the steepest slope takes a free slot, if it is steeper than λ."""
+    inside = jnp.zeros(slope.shape, bool).at[slots.feature].max(slots.sign != 0)
+    steepness = jnp.where(inside | slots.barred, -1, jnp.abs(slope))
+    steepest = jnp.argmax(steepness)
+    free = jnp.argmin(jnp.abs(slots.sign))
+    enters = (slots.sign[free] == 0) & (steepness[steepest] > level)
+    here = enters & (jnp.arange(len(slots.sign)) == free)
+    return slots._replace(
+        feature=jnp.where(here, steepest.astype(slots.feature.dtype), slots.feature),
+        sign=jnp.where(here, jnp.sign(slope[steepest]), slots.sign),
+    ), enters
 
 
 def _minimiser(
@@ -99,7 +154,8 @@ def _minimiser(
     the direction in which they cancel, and the way there ends where the first reaches zero.
     """
     inside = sign != 0
-    masked = jnp.where(inside[:, None] & inside[None, :], gram, jnp.diag(jnp.diagonal(gram)))
+    own = jnp.diag(jnp.where(inside, 0, jnp.diagonal(gram)))
+    masked = jnp.where(inside[:, None] & inside[None, :], gram, own)
     ridge = 10 * corr.shape[-1] * jnp.finfo(corr.dtype).eps * mean_diagonal(gram)
     lower = lax.linalg.cholesky(with_ridge(masked, ridge), symmetrize_input=False)
     both = jnp.where(inside, jnp.stack([corr, sign]), 0)

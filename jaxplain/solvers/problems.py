@@ -112,11 +112,12 @@ def solve_all(
         if finish is None:
             return found
 
-        def last(i: Array) -> Solution:
+        def last(i: Array, found: Solution) -> Solution:
             so_far = jax.tree.map(lambda x: pick(x, i), found)
-            return lax.cond(so_far.converged, lambda s: s, lambda s: finish(i, s), so_far)
+            better = lax.cond(so_far.converged, lambda s: s, lambda s: finish(i, s), so_far)
+            return jax.tree.map(lambda x, new: x.at[i].set(new), found, better)
 
-        return each(last, count, 1)
+        return lax.fori_loop(0, count, last, found)
 
     solution = differentiable(solve, conditions, (gram, corr, level), jnp.zeros_like(corr))
     return jax.tree.map(lambda x: x[0], solution) if single else solution

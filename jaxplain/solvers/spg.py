@@ -25,7 +25,7 @@ from jaxplain.solvers import pivots
 from jaxplain.solvers.implicit import ball_conditions
 from jaxplain.solvers.linear import dot, product
 from jaxplain.solvers.loop import Certificate, Solution, choose, default_tolerance, iterate
-from jaxplain.solvers.problems import Solver, check_problem, matrix, pick, refuse, solve_all
+from jaxplain.solvers.problems import Solver, check_problem, matrix, pick, refuse, rows, solve_all
 from jaxplain.solvers.prox import ball_threshold, soft_threshold
 from jaxplain.solvers.quadratic import ball_certificate
 
@@ -167,7 +167,7 @@ def _mu_lasso(
 
         def finish(i: Array, start: Solution) -> Solution:
             return pivots.finish(
-                matrix(gram, i),
+                functools.partial(rows, gram, i),
                 pick(corr, i),
                 certifier(i),
                 start,
