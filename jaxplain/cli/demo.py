@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -159,12 +159,12 @@ def explain_exhibit(
     from jaxplain.models import parameter_count
 
     assert model.preprocessing is not None
-    note(f"{exhibit.model}: {len(METHODS)} methods on {len(shown.pictures)} held-out pictures")
+    methods = {name: method for name, method in METHODS.items() if not method.costly}
+    note(f"{exhibit.model}: {len(methods)} methods on {len(shown.pictures)} held-out pictures")
     images = model.preprocessing.batch(list(shown.pictures))
     chances = facts.probabilities(model, images, chunk=chunk)
-    methods = METHODS if exhibit.variant is None else quicker(METHODS)
     found, skipped = explain_all(
-        list(methods.values()),
+        list((methods if exhibit.variant is None else quicker(methods)).values()),
         model if exhibit.variant is None else widened(model, WIDEST),
         images,
         shown.labels,
@@ -203,8 +203,23 @@ def explain_exhibit(
             "Layer of CAM methods": model.default_layer or "–",
         },
         scores=scores,
-        skipped=skipped,
+        skipped={**skipped, **left_out(METHODS.values())},
     )
+
+
+def left_out(methods: Iterable["Method"]) -> dict[str, str]:
+    """Return {title: what to do instead} of the methods that are too costly for the demo.
+
+    Example:
+        >>> from jaxplain import METHODS
+        >>> left_out([dataclasses.replace(METHODS["gradient"], costly=True)])
+        {'Gradient': 'too slow for the demo; try: jaxplain explain IMAGE --methods gradient'}
+    """
+    return {
+        method.title: f"too slow for the demo; try: jaxplain explain IMAGE --methods {method.name}"
+        for method in methods
+        if method.costly
+    }
 
 
 def quicker(methods: Mapping[str, "Method"]) -> dict[str, "Method"]:

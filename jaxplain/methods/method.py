@@ -147,6 +147,7 @@ class Method:
         evidence: reads the model's `evidence_layer` rather than its `default_layer`.
         signed: negative values mean evidence against.
         gradient: needs derivatives; False for what works on any black box.
+        costly: hundreds of passes a picture; `jaxplain demo` leaves it out, and says so.
         options: what `explain` passes besides.
         fit: for methods that need something fitted to the model beforehand (`importance`): finds
             what ships with a model, or raises ValueError.
@@ -172,6 +173,7 @@ class Method:
     evidence: bool = False
     signed: bool = False
     gradient: bool = True
+    costly: bool = False
     options: tuple[tuple[str, Any], ...] = ()
     fit: Callable[[Model], Any] | None = None
     importance: Any = dataclasses.field(default=None, repr=False, compare=False)

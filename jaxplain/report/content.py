@@ -147,7 +147,7 @@ class Section:
         cases: the pictures.
         facts: label -> value: accuracy, parameters, and so on.
         scores: agreement with known evidence, if measured.
-        skipped: title of a method -> why it cannot explain this network.
+        skipped: title of a method -> why it is missing.
         caution: what a reader must know before believing anything, if there is such.
     """
 

@@ -23,8 +23,13 @@ KINDS: dict[str, tuple[Network, int]] = {
     "googlenet": (inception.GoogLeNet(), 33),
     "inception_v3": (inception.InceptionV3(), 75),
 }
-# What must be tapped: poolings, ReLUs (the calls with a derivative of their own), normalization.
+# What must be tapped: poolings and ReLUs (the calls with a derivative of their own).
 TAPPED = {"reduce_window_max", "reduce_window_sum", "custom_jvp_call", "jit"}
+
+
+def pools(equation):
+    """Whether a window moves over positions: VGG-F's normalization has one over channels."""
+    return equation.params.get("window_dimensions", (0, 0, 0, 0))[1:3] != (1, 1)
 
 
 @functools.cache
@@ -60,7 +65,7 @@ def test_every_relu_and_pooling_is_read_by_its_tap_alone_and_names_are_unique(na
     program = jax.make_jaxpr(network.apply)(variables, images).jaxpr
     found = 0
     for equation in program.eqns:
-        if equation.primitive.name in TAPPED:
+        if equation.primitive.name in TAPPED and pools(equation):
             found += 1
             (output,) = equation.outvars
             readers = [e for e in program.eqns if output in e.invars]
