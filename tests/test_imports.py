@@ -20,7 +20,7 @@ FLOORS = [
     {"adapters", "names", "outputs"},
     {"checkpoints", "preprocessing", "scores", "sharding"},
     {"model"},
-    {"data", "models", "solvers"},
+    {"data", "models", "solvers", "superpixels"},
     {"trace"},
     {"methods", "training"},
     {"evaluation"},
