@@ -6,6 +6,7 @@
 - `class_means`: means per class and over classes, with bootstrap intervals.
 - `ablate_channels`: does a class lose more by the channels that matter to it than by any others?
 - `heatmap_boxes`, `tune`, `localize`: weakly supervised localisation, by the box around a map.
+- `grid_energy`: the grid that strides leave in a map.
 - `evaluate`: all of these for every method, with timings, as an `Evaluation`.
 """
 
@@ -14,6 +15,7 @@ from jaxplain.evaluation.baselines import centre_map, random_maps
 from jaxplain.evaluation.bootstrap import ClassMeans, Interval, class_means
 from jaxplain.evaluation.boxes import box_iou, heatmap_boxes
 from jaxplain.evaluation.energy import energy_inside
+from jaxplain.evaluation.grid import grid_energy
 from jaxplain.evaluation.localization import (
     BoxRule,
     Localization,
@@ -50,6 +52,7 @@ __all__ = [
     "class_means",
     "energy_inside",
     "evaluate",
+    "grid_energy",
     "heatmap_boxes",
     "localize",
     "localize_methods",

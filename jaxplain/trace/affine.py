@@ -18,9 +18,9 @@ def site_values(
 ) -> tuple[At, Callable[[jax.Array], jax.Array]]:
     """Return a site with its values, and the map from its output's layout to the product's."""
     x, out = env[site.input], env[site.output]
-    if site.kind not in ("conv", "dense"):
-        return At(site, x, out), lambda signal: signal
     product = program.equations[site.equations[0]]
+    if site.kind not in ("conv", "dense"):
+        return At(site, x, out, params=product.params), lambda signal: signal
     position = next(i for i, a in enumerate(product.inputs) if a == site.input)
     weight = jx.read(env, product.inputs[1 - position])
     dtype = program.avals[product.outputs[0]].dtype
@@ -50,6 +50,7 @@ def site_values(
         linear,
         input_axis=_input_axis(product, position),
         back=back if plain else None,
+        params=product.params,
     )
     return at, restore
 

@@ -60,6 +60,7 @@ class Site:
         tail: of an affine site, the steps behind the product.
         nonnegative: the input is provably nowhere negative.
         cap: of "relu6", the upper bound.
+        strides: of a convolution or pooling over windows, the steps between them.
     """
 
     kind: str
@@ -73,6 +74,7 @@ class Site:
     tail: tuple[Tail, ...] = ()
     nonnegative: bool = False
     cap: float = math.inf
+    strides: tuple[int, ...] = ()
 
 
 class Reader:
@@ -275,7 +277,8 @@ class Reader:
         """Read a maximum over windows or axes."""
         equation = self.program.equations[index]
         if equation.name in ("reduce_window_max", "reduce_max"):
-            return self._site("max_pool", [index], equation.inputs[0])
+            strides = tuple(equation.params.get("window_strides", ()))
+            return self._site("max_pool", [index], equation.inputs[0], strides=strides)
         return None
 
     def affine(self, index: int) -> Site | None:
@@ -290,9 +293,11 @@ class Reader:
             return None
         if self._averages(equation, 1 - position):
             return self._site("average", [index], source)
+        strides: tuple[int, ...] = ()
         if equation.name == "conv_general_dilated":
             if position != 0 or equation.params["batch_group_count"] != 1:
                 return None
+            strides = tuple(equation.params["window_strides"])
             kind, axis = "conv", equation.params["dimension_numbers"].out_spec[1]
         else:
             kind, axis = "dense", _dense_axis(self.program, equation, position)
@@ -301,7 +306,7 @@ class Reader:
         while tail and tail[-1].operand is None:
             tail.pop()
         steps = [index, *(t.equation for t in tail)]
-        return self._site(kind, steps, source, axis=axis, tail=tuple(tail))
+        return self._site(kind, steps, source, axis=axis, tail=tuple(tail), strides=strides)
 
     def _averages(self, equation: Equation, position: int) -> bool:
         """Say whether a product pools or resizes: its weights are fixed and shares of one."""

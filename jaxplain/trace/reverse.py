@@ -116,10 +116,10 @@ def _step(
     active = [a for a in equation.inputs if isinstance(a, int) and a in tape.survey.active]
     rule = rules.rule(site) if site is not None else None
     if site is None and len(active) == 1 and len(equation.outputs) == 1:
-        rule = dict(rules.rules).get(equation.name)
-        site = (
-            None if rule is None else Site(equation.name, (index,), active[0], equation.outputs[0])
-        )
+        strides = tuple(equation.params.get("window_strides") or ())
+        whole = Site(equation.name, (index,), active[0], equation.outputs[0], strides=strides)
+        rule = rules.rule(whole)
+        site = None if rule is None else whole
     if site is not None and rule is not None:
         _keep_inside(tape, site, rules, seeds[0], keep, kept)
         return [(site.input, _apply(tape, site, rule, rules, seeds[0]))]

@@ -20,13 +20,14 @@ References:
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 
 from jaxplain.trace.compounds import NORMALIZATION
+from jaxplain.trace.resampling import unit_stride_convolution, unit_stride_pooling
 from jaxplain.trace.sites import Site
 
 
@@ -49,6 +50,7 @@ class At:
         linear: of an affine site, (x, w) -> x . w.
         input_axis: of an affine site, the axis of the input's channels, if there is exactly one.
         back: of a plain convolution, (signal, w) -> T_w(signal) in a form that is fast in loops.
+        params: what the site's first equation is told: strides, padding and the like.
     """
 
     site: Site
@@ -59,6 +61,7 @@ class At:
     linear: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     input_axis: int | None = None
     back: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def product(self, x: jax.Array, weight: jax.Array) -> jax.Array:
         """Return x . w."""
@@ -75,7 +78,11 @@ class At:
 
 @runtime_checkable
 class Rule(Protocol):
-    """A hashable function of a site and of what arrives at its output."""
+    """A hashable function of a site and of what arrives at its output.
+
+    One that has a method `covers(site)` is for the sites of which that is true; the others of its
+    kind keep their own derivative.
+    """
 
     def __call__(self, at: At, arriving: jax.Array) -> jax.Array | Relevance:
         """Return what leaves at the site's input."""
@@ -128,7 +135,9 @@ class RuleSet:
             return self.first
         if affine and site.last and self.last is not None:
             return self.last
-        return dict(self.rules).get(site.kind)
+        rule = dict(self.rules).get(site.kind)
+        covers = getattr(rule, "covers", None)
+        return rule if covers is None or covers(site) else None
 
 
 def stabilise(z: jax.Array, epsilon: float) -> jax.Array:
@@ -182,6 +191,29 @@ class Deconv:
     def __call__(self, at: At, arriving: jax.Array) -> jax.Array:
         """Return the cotangent at the input."""
         return _positive(arriving)
+
+
+@dataclasses.dataclass(frozen=True)
+class UnitStride:
+    """A strided site run backwards at stride one, with what arrives resampled to fit.
+
+    Oramas et al. 2019, §3.3, eqs. (2) and (3). A site without a stride keeps its own derivative.
+    """
+
+    def covers(self, site: Site) -> bool:
+        """Say whether a site has a stride.
+
+        Example:
+            >>> UnitStride().covers(Site("conv", (0,), 1, 2, strides=(1, 2)))
+            True
+        """
+        return any(step != 1 for step in site.strides)
+
+    def __call__(self, at: At, arriving: jax.Array) -> jax.Array:
+        """Return the cotangent at the input."""
+        if at.site.kind == "conv":
+            return unit_stride_convolution(arriving, at.weight, at.x, at.params)
+        return unit_stride_pooling(arriving, at.x, at.params, largest=at.site.kind == "max_pool")
 
 
 # -- relevance rules -------------------------------------------------------------------------------
@@ -364,6 +396,31 @@ GUIDED_BACKPROP = RuleSet(
 DECONVNET = RuleSet(
     "deconvnet", (("relu", Deconv()), ("relu6", Deconv())), require=("relu", "relu6")
 )
+
+
+def unit_stride(*, pooling: bool = False) -> RuleSet:
+    """Return guided backprop with strided convolutions run backwards at stride one.
+
+    Oramas et al. 2019, §3.3: a stride S sends every signal to one window in S × S, and leaves a
+    grid in the map. Here what arrives at a strided convolution is resampled (nearest neighbour) to
+    the size that its output would have at stride one, and goes back through that convolution. A
+    signal is thereby repeated about S × S times, which scales the map. Without strides the result
+    is guided backprop, bit for bit.
+
+    Args:
+        pooling: do so in strided pooling, too (maximum and sum, so averages); the authors do not.
+            A maximum over windows at stride one then hands each signal to several winners.
+
+    Example:
+        >>> unit_stride().rules[-1], unit_stride(pooling=True).rules[-1]
+        (('conv', UnitStride()), ('reduce_window_sum', UnitStride()))
+    """
+    kinds = ("conv", "max_pool", "reduce_window_sum") if pooling else ("conv",)
+    return RuleSet(
+        "guided backprop at unit stride" + (", pooling too" if pooling else ""),
+        (*GUIDED_BACKPROP.rules, *((kind, UnitStride()) for kind in kinds)),
+        require=GUIDED_BACKPROP.require,
+    )
 
 
 def relevance_rules(
