@@ -24,7 +24,7 @@ import jaxplain as jxp
 from jaxplain.methods.chip import engine
 from jaxplain.methods.chip.options import Options
 from jaxplain.methods.chip.run import Run
-from jaxplain.methods.chip.stream import Stream
+from jaxplain.methods.streaming import Batch, Stream
 from jaxplain.sharding import check_mesh, data_mesh
 
 GATES = 100
@@ -43,7 +43,7 @@ def pictures(model: jxp.Model, count: int, seed: int = 0) -> np.ndarray:
 
 def prepared(
     model: jxp.Model, layer: str, batch: int, gates: int, *, linear: bool = True, mesh: Any = None
-) -> tuple[Run, engine.Batch]:
+) -> tuple[Run, Batch]:
     """Return a fit and its first batch."""
     options = Options(gates, 0.5, None, "fresh", 100, 64, None)
     stream = Stream([pictures(model, batch)], model)

@@ -39,10 +39,10 @@ from jaxplain.methods.chip.importance import (
     save,
     shipped,
 )
-from jaxplain.methods.chip.options import Progress
 from jaxplain.methods.chip.overlap import Overlap, important, overlap
 from jaxplain.methods.chip.solve import ChipStatistics, solve
 from jaxplain.methods.method import explainer, map_layer, no_positions, resize_maps
+from jaxplain.methods.streaming import Progress
 from jaxplain.model import Model
 from jaxplain.trace import Audit, backpropagate
 from jaxplain.trace import jaxpr as jx

@@ -19,17 +19,17 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from jaxplain.methods.chip import statistics
 from jaxplain.methods.chip.shortcut import (
-    ImageType,
     Prepared,
     Shortcut,
     after_product,
     product_outputs,
 )
 from jaxplain.methods.chip.statistics import Observed
+from jaxplain.methods.streaming import Batch, ImageType, as_input
 from jaxplain.model import Model
 from jaxplain.sharding import AXIS
 from jaxplain.solvers.gram import Accumulator
@@ -69,20 +69,6 @@ class Plan:
     shared: bool
     key_impl: str = "threefry2x32"
     rows: int | None = None
-
-
-class Batch(NamedTuple):
-    """One batch, along the axis of the images.
-
-    Attributes:
-        images: (b, H, W, C) floats, or uint8 pictures.
-        number: of each image in the whole stream.
-        valid: 1 for an image, 0 for what fills up the batch.
-    """
-
-    images: Float[Array, "b h w c"] | UInt8[Array, "b h w c"]
-    number: Int[Array, " b"]
-    valid: Float[Array, " b"]
 
 
 class Seen(NamedTuple):
@@ -198,25 +184,6 @@ def _observe(
         by_class(best.sum(0)).astype(jnp.int32),
         lax.psum((~finite & (batch.valid > 0)).sum(), AXIS),
     )
-
-
-def as_input(
-    model: Model, images: Float[Array, "b h w c"] | UInt8[Array, "b h w c"]
-) -> Float[Array, "b h w c"]:
-    """Return what the network takes of pictures of its own size; floats are that already.
-
-    Example:
-        >>> from jaxplain.models import load_model
-        >>> as_input(load_model("digits"), jnp.zeros((1, 28, 28, 1), jnp.uint8)).dtype
-        dtype('float32')
-    """
-    if images.dtype != jnp.uint8:
-        return images
-    assert model.preprocessing is not None
-    black, white = (jnp.asarray(b).reshape(1, 1, 1, -1) for b in model.preprocessing.bounds())
-    ink = images.astype(black.dtype) / 255
-    ink = ink[..., ::-1] if model.preprocessing.order == "BGR" else ink
-    return black + ink * (white - black)
 
 
 def averages(activation: Float[Array, "b *positions k"]) -> Float[Array, "b k"]:

@@ -9,11 +9,10 @@ import jax
 from jax.sharding import Mesh
 
 from jaxplain.methods.chip.importance import ChipImportance
-from jaxplain.methods.chip.keeper import Keeper
-from jaxplain.methods.chip.options import Gates, Options, Progress
+from jaxplain.methods.chip.options import Gates, Options
 from jaxplain.methods.chip.run import Run
 from jaxplain.methods.chip.solve import ChipStatistics, solve
-from jaxplain.methods.chip.stream import Stream
+from jaxplain.methods.streaming import Keeper, Progress, Stream
 from jaxplain.model import Model, check_differentiable
 from jaxplain.sharding import check_mesh
 
@@ -147,6 +146,6 @@ def gather(
     with contextlib.ExitStack() as stack:
         keeper = None
         if checkpoint is not None:
-            keeper = stack.enter_context(Keeper(checkpoint, run.work(), run.processes))
+            keeper = stack.enter_context(Keeper(checkpoint, run.work(), run.feed.processes))
         run.to_the_end(keeper, progress or (lambda _: None))
     return run.statistics()

@@ -1,25 +1,11 @@
-"""What a fit can be told, and what it tells."""
+"""What a fit can be told."""
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from jaxplain.names import unknown
 
 Gates = Literal["fresh", "shared"]
-
-
-class Progress(NamedTuple):
-    """How far a fit is.
-
-    Attributes:
-        images: how many it has seen, in all processes.
-        chunks: how many chunks these were.
-        resumed: how many of the images an earlier run had seen.
-    """
-
-    images: int
-    chunks: int
-    resumed: int
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,26 +8,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from jaxplain.methods.chip import engine, shortcut
 from jaxplain.methods.chip.importance import Settings, fingerprint
-from jaxplain.methods.chip.keeper import Keeper, Kept
-from jaxplain.methods.chip.options import Options, Progress
-from jaxplain.methods.chip.shortcut import Found, ImageType, Prepared, Shortcut
+from jaxplain.methods.chip.options import Options
+from jaxplain.methods.chip.shortcut import Found, Prepared, Shortcut
 from jaxplain.methods.chip.solve import ChipStatistics
-from jaxplain.methods.chip.stream import Stream
-from jaxplain.model import Model
-from jaxplain.sharding import (
-    AXIS,
-    exchange,
-    fetch,
-    local_devices_of,
-    place,
-    processes_of,
-    spread,
+from jaxplain.methods.streaming import (
+    Batch,
+    Feed,
+    ImageType,
+    Keeper,
+    Kept,
+    Progress,
+    Stream,
+    as_input,
 )
+from jaxplain.model import Model
+from jaxplain.sharding import AXIS, exchange, fetch, local_devices_of, place
 from jaxplain.solvers.gram import Accumulator
 from jaxplain.trace import jaxpr as jx
 from jaxplain.trace.layers import Traced, split, trace_model
@@ -60,11 +60,10 @@ class Run:
         mesh: Mesh,
         linear: bool,
     ):
-        self.model, self.stream, self.options, self.mesh = model, stream, options, mesh
-        self.processes = processes_of(mesh)
-        self.together = self.processes > 1
+        self.model, self.options, self.mesh = model, options, mesh
         impl, self.key = _key_data(key)
-        first, self.size, image = self._first()
+        self.feed = Feed(stream, mesh)
+        image = self.feed.image
         traced = trace_model(model, image.batch(1))
         classes = _check_layers(model, traced, layers, image)
         found = {layer: self._found(traced, layer, image, linear) for layer in layers}
@@ -87,13 +86,13 @@ class Run:
             if one.shortcut
         }
         self.paths = {layer: one.reason for layer, one in found.items()}
-        self._verify(first)
-        placed = self._everywhere((model, self.prepared, self.key))
+        self._verify(self.feed.first)
+        placed = self.feed.everywhere((model, self.prepared, self.key))
         self.observe = functools.partial(_observe, self.plan, mesh, placed)
         self.sums = self._zeros(traced)
         self.predicted = np.zeros(classes, np.int32)
-        self.images = self.chunks = self.taken = self.resumed = 0
-        self.a_chunk = max(1, options.chunk // (self.size * self.processes))
+        self.chunks = 0
+        self.a_chunk = max(1, options.chunk // self._whole_batch)
 
     def work(self) -> dict[str, Any]:
         """Return what is computed, as JSON values: whose checkpoints are good for it."""
@@ -109,11 +108,16 @@ class Run:
             "key": self.key.ravel().tolist(),
             "images": [*plan.image.shape, plan.image.dtype],
             "classes": plan.classes,
-            "batch": self.size * self.processes,
-            "chunk": self.a_chunk * self.size * self.processes,
-            "processes": self.processes,
+            "batch": self._whole_batch,
+            "chunk": self.a_chunk * self._whole_batch,
+            "processes": self.feed.processes,
             "paths": list(self.paths.values()),
         }
+
+    @property
+    def _whole_batch(self) -> int:
+        """Images a batch of all processes."""
+        return self.feed.size * self.feed.processes
 
     def to_the_end(self, keeper: Keeper | None, progress: Callable[[Progress], None]) -> None:
         """Go through the stream, from the newest checkpoint if there is one."""
@@ -127,15 +131,15 @@ class Run:
                 continue
             self.absorb(pending)
             pending = []
-            progress(Progress(self.images, self.chunks, self.resumed))
+            progress(self._progress())
             due = due or self.chunks % self.options.every == 0
             # Between two batches, so that a stream that knows where it is can go on from there.
-            if keeper is not None and due and self._everyone(self.stream.whole):
+            if keeper is not None and due and self.feed.everyone(self.feed.stream.whole):
                 keeper.save(self._kept())
                 due = False
         if pending:
             self.absorb(pending)
-            progress(Progress(self.images, self.chunks, self.resumed))
+            progress(self._progress())
 
     def statistics(self) -> dict[str, ChipStatistics]:
         """Return what was gathered."""
@@ -143,7 +147,7 @@ class Run:
         settings = Settings(
             self.model.name,
             fingerprint(self.model),
-            self.images,
+            self.feed.images,
             options.num_gates,
             options.keep,
             options.width,
@@ -160,31 +164,14 @@ class Run:
             )
         return found
 
-    def _first(self) -> tuple[np.ndarray, int, ImageType]:
-        """Return the first batch, the images a batch of this process, and what an image is."""
-        first = self.stream.peek()
-        shape = (0, 0, 0, 0) if first is None else first.shape
-        sizes = exchange(shape) if self.together else np.asarray([shape])
-        largest = sizes.max(0)
-        if largest[0] == 0:
-            raise ValueError("batches is empty; expected at least one image")
-        own = sizes[sizes[:, 0] > 0]
-        if (own[:, 1:] != largest[1:]).any():
-            raise ValueError(f"processes have images of different shapes: {own[:, 1:].tolist()}")
-        devices = local_devices_of(self.mesh)
-        size = -(-int(largest[0]) // devices) * devices
-        h, w, c = (int(n) for n in largest[1:])
-        if first is None:
-            first = np.zeros((0, h, w, c), np.float32)
-        dtype = np.dtype(np.float32) if first.dtype == np.uint8 else first.dtype
-        image = ImageType((h, w, c), jax.dtypes.canonicalize_dtype(dtype).name)
-        return first, size, image
+    def _progress(self) -> Progress:
+        return Progress(self.feed.images, self.chunks, self.feed.resumed)
 
     def _found(self, traced: Traced, layer: str, image: ImageType, linear: bool) -> Found:
         if not linear:
             return Found(None, "not asked to use linearity")
         found = shortcut.find(traced, layer)
-        per_device = self.size // local_devices_of(self.mesh)
+        per_device = self.feed.size // local_devices_of(self.mesh)
         if found.shortcut and not all(
             shortcut.same_program(self.model, traced, image.batch(rows))
             for rows in (per_device, per_device * self.options.num_gates)
@@ -199,7 +186,7 @@ class Run:
             error = 0.0
             if one is not None and len(first):
                 error = _difference(self.plan, self.model, self.prepared[layer], one, first[:2])
-            if self.together:
+            if self.feed.together:
                 error = float(exchange(np.float32(error)).max())
             good = error <= max(_SAME, _ROUNDINGS * float(jnp.finfo(self.plan.image.dtype).eps))
             if one is not None and not good:
@@ -210,35 +197,9 @@ class Run:
             kept.append(one if good else None)
         self.plan = dataclasses.replace(self.plan, shortcuts=tuple(kept))
 
-    def next_batch(self) -> engine.Batch | None:
+    def next_batch(self) -> Batch | None:
         """Return the next batch of all processes, None when the last one has no more."""
-        piece, error = None, None
-        try:
-            piece = self.stream.piece(self.size)
-        except (TypeError, ValueError, OSError) as raised:
-            error = raised
-        count = -1 if error else 0 if piece is None else len(piece)
-        counts = exchange(count) if self.together else np.asarray([count])
-        if error:
-            raise error
-        if counts.min() < 0:
-            raise ValueError(f"process {counts.argmin()} cannot read its batches")
-        if counts.max() == 0:
-            return None
-        images = np.zeros((self.size, *self.plan.image.shape), self._dtype())
-        if piece is not None:
-            images[:count] = piece
-        numbers = (self.taken + np.arange(self.size)) * self.processes
-        numbers += jax.process_index() if self.together else 0
-        self.taken += count
-        self.images += int(counts.sum())
-        rows = functools.partial(spread, mesh=self.mesh, spec=P(AXIS))
-        valid = (np.arange(self.size) < count).astype(np.float32)
-        return engine.Batch(rows(images), rows(numbers.astype(np.int32)), rows(valid))
-
-    def _dtype(self) -> Any:
-        assert self.stream.shape is not None or self.together
-        return self.plan.image.dtype if self.stream.shape is None else self.stream.shape[3]
+        return self.feed.next_batch()
 
     def absorb(self, pending: list[engine.Seen]) -> None:
         """Add a chunk of batches to the sums.
@@ -249,8 +210,8 @@ class Run:
         broken = sum(int(fetch(seen.broken)) for seen in pending)
         if broken:
             raise ValueError(
-                f"the logits of {broken} of the images up to number {self.images} are not finite; "
-                "are the weights and the preprocessing right?"
+                f"the logits of {broken} of the images up to number {self.feed.images} are not "
+                "finite; are the weights and the preprocessing right?"
             )
         for seen in pending:
             self.predicted += fetch(seen.predicted)[: self.plan.classes]
@@ -263,26 +224,17 @@ class Run:
     def _kept(self) -> Kept:
         cut = functools.partial(jax.tree.map, lambda total: fetch(total)[: self.plan.classes])
         state = {"sums": [cut(s) for s in self.sums.values()], "predicted": self.predicted}
-        return Kept(self.chunks, state, self.images, self.stream.position)
+        return Kept(self.chunks, state, self.feed.images, self.feed.stream.position)
 
     def _resume(self, keeper: Keeper) -> None:
         kept = keeper.resume(self._kept().state)
         if kept is None:
             return
-        error = None
-        try:
-            self.stream.resume(kept.position)
-        except (TypeError, ValueError, OSError) as raised:
-            error = raised
-        keeper.agree(error)
+        self.feed.resume(keeper, kept)
         for layer, sums in zip(self.plan.layers, kept.state["sums"], strict=True):
             self.sums[layer] = self._place(sums)
         self.predicted = np.array(kept.state["predicted"])
-        self.images = self.resumed = kept.images
-        self.chunks, self.taken = kept.chunks, kept.position.images
-
-    def _everyone(self, condition: bool) -> bool:
-        return bool(exchange(condition).all()) if self.together else condition
+        self.chunks = kept.chunks
 
     def _zeros(self, traced: Traced) -> dict[str, Accumulator]:
         """Return sums of nothing, along the classes."""
@@ -307,14 +259,8 @@ class Run:
 
         return jax.tree.map(one, sums)
 
-    def _everywhere(self, tree: Any) -> Any:
-        """Lay arrays on every device of the mesh."""
-        if not self.together:
-            return jax.device_put(tree, NamedSharding(self.mesh, P()))
-        return jax.tree.map(lambda x: place(np.asarray(x), self.mesh, P()), tree)
 
-
-def _observe(plan: engine.Plan, mesh: Mesh, placed: Any, batch: engine.Batch) -> engine.Seen:
+def _observe(plan: engine.Plan, mesh: Mesh, placed: Any, batch: Batch) -> engine.Seen:
     model, prepared, key = placed
     return engine.observe(plan, mesh, model, prepared, batch, key)
 
@@ -356,7 +302,7 @@ def _difference(
 def _compared(
     plan: engine.Plan, one: Shortcut, model: Model, prepared: Prepared, pictures: jax.Array
 ) -> jax.Array:
-    images = engine.as_input(model, pictures)
+    images = as_input(model, pictures)
     activation = split(model, one.layer, image_shape=plan.image.shape)[0](images)
     shape = (len(pictures), 3, activation.shape[-1])
     gates = jax.random.bernoulli(jax.random.key(0), plan.keep, shape).at[:, 0].set(True)

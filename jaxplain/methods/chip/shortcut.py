@@ -20,6 +20,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from jaxplain.methods.streaming import ImageType
 from jaxplain.model import Model
 from jaxplain.trace import jaxpr as jx
 from jaxplain.trace.jaxpr import Equation, Program
@@ -47,31 +48,6 @@ class Shortcut:
     product: int
     weight: int
     positions: int
-
-
-class ImageType(NamedTuple):
-    """What one image is.
-
-    Attributes:
-        shape: (H, W, C).
-        dtype: its name.
-    """
-
-    shape: tuple[int, int, int]
-    dtype: str = "float32"
-
-    def batch(self, rows: int) -> jax.ShapeDtypeStruct:
-        """Return the shape and dtype of several."""
-        return jax.ShapeDtypeStruct((rows, *self.shape), jnp.dtype(self.dtype))
-
-    def like(self, tensor: jax.Array) -> jax.ShapeDtypeStruct:
-        """Return the images that a tensor belongs to, lying on a mesh as the tensor does."""
-
-        def spread(tensor: jax.Array) -> jax.Array:
-            one = tensor.reshape(tensor.shape[0], -1)[:, :1].astype(self.dtype)
-            return jnp.broadcast_to(one[..., None, None], (tensor.shape[0], *self.shape))
-
-        return jax.eval_shape(spread, tensor)
 
 
 class Found(NamedTuple):

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jaxplain.checkpoints import Checkpoints
-from jaxplain.methods.chip.stream import Position
+from jaxplain.methods.streaming.stream import Position
 from jaxplain.sharding import exchange_texts, from_first
 
 

@@ -33,20 +33,37 @@ class Position(NamedTuple):
     state: str | None = None
 
 
+class Piece(NamedTuple):
+    """Images of one batch.
+
+    Attributes:
+        images: (b, H, W, C) floats or uint8.
+        labels: (b, classes) float32, 1 for the classes that an image has and 0 for the others; None
+            if they were not asked for, or are not there.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray | None = None
+
+
 class Stream:
     """The batches of one process.
 
     Args:
-        batches: an iterable of arrays (b, H, W, C), or of mappings with the entry "image". If its
-            iterator has `get_state` and `set_state`, as Grain's have, a resumed fit goes on where
-            it was; otherwise it reads again, and passes over, what it had read.
+        batches: an iterable of arrays (b, H, W, C), or of mappings with the entry "image" and, if
+            labels are wanted, "label". If its iterator has `get_state` and `set_state`, as Grain's
+            have, a resumed fit goes on where it was; otherwise it reads again, and passes over,
+            what it had read.
         model: what the images are for.
+        classes: number of classes of the labels; None if they are not wanted.
     """
 
-    def __init__(self, batches: Iterable[Any], model: Model):
+    def __init__(self, batches: Iterable[Any], model: Model, classes: int | None = None):
         self._iterator = iter(batches)
         self._model = model
-        self._batch: np.ndarray | None = None  # what was read but not yet given out
+        self.classes = classes
+        self._batch: Piece | None = None  # what was read but not yet given out
+        self.labelled: bool | None = None
         self.shape: tuple[Any, ...] | None = None
         self.position = Position()
 
@@ -55,11 +72,12 @@ class Stream:
         """Whether the iterator can go on from anywhere."""
         return all(hasattr(self._iterator, name) for name in ("get_state", "set_state"))
 
-    def peek(self) -> np.ndarray | None:
+    def peek(self) -> Piece | None:
         """Return the batch that comes next without taking it, None at the end.
 
         Raises:
-            TypeError, ValueError: it holds no images, or images of another size than before.
+            TypeError, ValueError: it holds no images, images of another size than before, or labels
+                that do not fit.
         """
         while self._batch is None:
             state = None
@@ -72,13 +90,15 @@ class Stream:
             self._take(self._checked(batch), state)
         return self._batch
 
-    def piece(self, size: int) -> np.ndarray | None:
+    def piece(self, size: int) -> Piece | None:
         """Return the next images, `size` at most and of one batch; None at the end."""
         batch = self.peek()
         if batch is None:
             return None
-        self._batch = batch[size:] if len(batch) > size else None
-        return batch[:size]
+        images, labels = batch
+        rest = None if labels is None else labels[size:]
+        self._batch = Piece(images[size:], rest) if len(images) > size else None
+        return Piece(images[:size], None if labels is None else labels[:size])
 
     @property
     def whole(self) -> bool:
@@ -109,22 +129,25 @@ class Stream:
                 raise ValueError(_other(f"the first {position.batches} batches are not the same"))
         self._batch = None
 
-    def _take(self, batch: np.ndarray, state: str | None) -> None:
+    def _take(self, batch: Piece, state: str | None) -> None:
         checksum = _checksum(batch)
         before = self.position
-        self._batch = batch if len(batch) else None
+        count = len(batch.images)
+        self._batch = batch if count else None
         self.position = Position(
             before.batches + 1,
-            before.images + len(batch),
+            before.images + count,
             before.first if before.batches else checksum,
             checksum,
             zlib.crc32(checksum.to_bytes(4, "little"), before.all),
             state,
         )
 
-    def _checked(self, batch: Any) -> np.ndarray:
+    def _checked(self, batch: Any) -> Piece:
         number = self.position.batches
+        labels = None
         if isinstance(batch, Mapping):
+            labels = batch.get("label")
             if "image" not in batch:
                 raise ValueError(
                     f"batch {number} has the entries {sorted(batch)}; expected 'image'"
@@ -160,15 +183,45 @@ class Stream:
                 f"those before were {self.shape[:3]}, {self.shape[3]}"
             )
         self.shape = described
-        return images
+        return Piece(images, self._checked_labels(labels, len(images)))
+
+    def _checked_labels(self, labels: Any, count: int) -> np.ndarray | None:
+        """Return labels as rows of ones and zeros."""
+        if self.classes is None:
+            return None
+        number, classes = self.position.batches, self.classes
+        if self.labelled is not None and self.labelled != (labels is not None):
+            has, had = ("labels", "none") if labels is not None else ("no labels", "some")
+            raise ValueError(f"batch {number} has {has}; those before had {had}")
+        self.labelled = labels is not None
+        if labels is None:
+            return None
+        labels = np.asarray(labels)
+        if labels.dtype.kind not in "iub":
+            raise TypeError(f"batch {number} has labels of dtype {labels.dtype}; expected integers")
+        if labels.shape == (count,):
+            if count and not 0 <= labels.min() <= labels.max() < classes:
+                raise ValueError(
+                    f"batch {number} has labels from {labels.min()} to {labels.max()}; "
+                    f"model {self._model.name!r} has the classes 0 to {classes - 1}"
+                )
+            return (np.arange(classes)[None] == labels[:, None]).astype(np.float32)
+        if labels.shape != (count, classes):
+            raise ValueError(
+                f"batch {number} has labels of shape {labels.shape}; expected ({count},), a class "
+                f"each, or ({count}, {classes}), ones and zeros"
+            )
+        return (labels == 1).astype(np.float32)
 
 
-def _checksum(images: np.ndarray) -> int:
+def _checksum(batch: Piece) -> int:
     """A checksum of a batch's shape and of numbers spread over it."""
+    images, labels = batch
     flat = images.reshape(-1)
     sample = np.ascontiguousarray(flat[:: max(1, flat.size // _SAMPLE)])
     shape = zlib.crc32(str(images.shape).encode())
-    return zlib.crc32(sample.view(np.uint8).data, shape)
+    found = zlib.crc32(sample.view(np.uint8).data, shape)
+    return found if labels is None else zlib.crc32(np.ascontiguousarray(labels).data, found)
 
 
 def _other(what: str) -> str:
