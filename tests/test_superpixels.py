@@ -256,3 +256,20 @@ PIXELS = np.full((4, 5, 3), 0.5)
 def test_bad_input_is_refused_by_name(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_images_are_cut_by_name_and_plain_ones_into_a_grid(image):
+    images = np.stack([image, np.full_like(image, 0.5)]).astype(np.float32)
+    labels = sp.segment(images, "slic")
+    np.testing.assert_array_equal(labels[0], sp.slic(sp.picture(images[0])))
+    few = sp.segment(images, "slic", most=9)
+    assert few.max((1, 2)).tolist() == [8, 8]
+    rectangles = sp.segment(images, "quickshift")[1]
+    np.testing.assert_array_equal(rectangles, sp.grid(SIZE))
+    tiny = sp.segment(images[:1, :2, :3], "grid")
+    assert tiny.max() == 5
+
+
+def test_unknown_way_to_cut_names_the_nearest():
+    with pytest.raises(ValueError, match="'quick_shift'; nearest: quickshift"):
+        sp.segment(np.zeros((1, 4, 4, 3), np.float32), "quick_shift")
