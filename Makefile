@@ -32,7 +32,7 @@ demo-check: $(STAMP) ## look at demo/report.html in a browser
 	@JAXPLAIN_REPORT=demo/report.html $(BIN)/python -m pytest -q tests/browser/test_demo.py
 
 test: $(STAMP) ## run all tests and doctests
-	@$(BIN)/python -m pytest -q -n $(JOBS)
+	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
 check: $(STAMP) ## formatting, lint and types
 	@status=0; \

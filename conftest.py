@@ -21,8 +21,13 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["MPLBACKEND"] = "agg"
 
-# Shapes in jaxplain's signatures are checked at every call.
-jaxtyping.install_import_hook("jaxplain", "beartype.beartype")
+# Shapes in signatures are checked at every call, in the modules that state shapes.
+STATED = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for path in (ROOT / "jaxplain").rglob("*.py")
+    if "from jaxtyping import" in path.read_text()
+]
+jaxtyping.install_import_hook(STATED, "beartype.beartype")
 
 # The same examples everywhere, so that a failure is everybody's; "thorough" searches on.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=25)

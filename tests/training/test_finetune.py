@@ -232,10 +232,11 @@ def test_the_part_behind_a_layer_trains_as_the_whole_would(freeze):
     model, images = begun(), jax.random.normal(jax.random.key(1), (3, 24, 24, 3))
     labels, key = jnp.array([0, 1, 2]), jax.random.key(2)
     last = cut_of(model, freeze)[0]
-    inputs = {"train": np.asarray(capture(model, images, [last])[last])}
+    seen = jax.jit(lambda model, images: capture(model, images, [last])[last])(model, images)
+    inputs = {"train": np.asarray(seen)}
     learner = behind(freeze, inputs, Augmentation(0, False, PREPROCESSING))
     first = learner.first()["params"]
-    found, slopes = jax.value_and_grad(learner.loss, has_aux=True)(
+    found, slopes = jax.jit(jax.value_and_grad(learner.loss, has_aux=True))(
         first, {}, learner.frozen, jnp.asarray(inputs["train"]), labels, key
     )
 
@@ -252,7 +253,7 @@ def test_the_part_behind_a_layer_trains_as_the_whole_would(freeze):
         logits = x @ params["logits"]["kernel"] + params["logits"]["bias"][None]
         return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1).mean()
 
-    expected, expected_slopes = jax.value_and_grad(plain)(first)
+    expected, expected_slopes = jax.jit(jax.value_and_grad(plain))(first)
     np.testing.assert_allclose(found[0], expected, rtol=1e-5)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), slopes, expected_slopes
