@@ -54,7 +54,7 @@ def images() -> jax.Array:
 TARGETS = jnp.array([0, 3, 1])
 KEY = jax.random.key(7)
 each_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-# The last of each module: what jit and grad may break is the machinery that a module's methods share.
+# The last of each module: what jit and grad may break is what a module's methods share.
 each_family = pytest.mark.parametrize(
     "method",
     {m.function.__module__: m for m in METHODS.values()}.values(),
