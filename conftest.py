@@ -1,5 +1,6 @@
 """Settings of every test and doctest; they must stand before JAX or jaxplain is imported."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -20,6 +21,9 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["MPLBACKEND"] = "agg"
+
+# Traced programs are many small objects that live on: looking through them often costs time.
+gc.set_threshold(20_000, 20, 20)
 
 # Shapes in signatures are checked at every call, in the modules that state shapes.
 STATED = [

@@ -141,8 +141,11 @@ def port(request, narrow):
 
 
 def test_gates_and_masks_of_ones_change_no_bit(port):
-    edited = port.apply(port.variables, port.images, **port.edits(np.ones))
-    np.testing.assert_array_equal(edited, port.logits)
+    # As XLA compiles for users: the emitters that tests ask for round some sums otherwise.
+    options = {"xla_cpu_use_fusion_emitters": True}
+    apply = jax.jit(LinenApply(port.network), compiler_options=options)
+    edited = apply(port.variables, port.images, **port.edits(np.ones))
+    np.testing.assert_array_equal(edited, apply(port.variables, port.images))
 
 
 def test_a_zero_gate_is_a_channel_thrown_away_by_hand(port):
