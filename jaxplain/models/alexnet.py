@@ -47,7 +47,6 @@ class AlexNet(Network):
             x = tap(nn.relu(conv(x, name, width, 3, padding=1)), name)
         x = tap(max_pool(x, "pool5", 3, stride=2), "pool5")
         x = tap(adaptive_average_pool(x, (6, 6)), "avgpool")
-        x = x.reshape(x.shape[0], -1)
         return dense_head(x, self.num_classes, tap, train, drop_first=True)
 
     def torch_names(self) -> dict[str, str]:
@@ -83,7 +82,6 @@ class VGGF(Network):
             x = tap(nn.relu(conv(x, name, 256, 3, padding=1)), name)
         x = tap(pool(x, "pool5"), "pool5")
         x = tap(adaptive_average_pool(x, (6, 6)), "avgpool")
-        x = x.reshape(x.shape[0], -1)
         return dense_head(x, self.num_classes, tap, train)
 
 

@@ -19,7 +19,15 @@ from typing import ClassVar
 import flax.linen as nn
 import jax
 
-from jaxplain.models.network import Network, Taps, as_function, batch_norm, conv, dropout
+from jaxplain.models.network import (
+    Network,
+    Taps,
+    as_function,
+    batch_norm,
+    conv,
+    dropout,
+    flatten,
+)
 from jaxplain.models.pooling import adaptive_average_pool, max_pool
 
 CONVOLUTIONS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
@@ -61,7 +69,6 @@ class VGG(Network):
                 x = tap(nn.relu(x), f"conv{block}_{number}")
             x = tap(max_pool(x, f"pool{block}", 2, stride=2), f"pool{block}")
         x = tap(adaptive_average_pool(x, (7, 7)), "avgpool")
-        x = x.reshape(x.shape[0], -1)
         return dense_head(x, self.num_classes, tap, train)
 
     def torch_names(self) -> dict[str, str]:
@@ -80,8 +87,9 @@ class VGG(Network):
 def dense_head(
     x: jax.Array, num_classes: int, tap: Taps, train: bool, *, drop_first: bool = False
 ) -> jax.Array:
-    """Run fc6, fc7 and the logits, with dropout behind each (or before: AlexNet's order)."""
+    """Flatten, run fc6, fc7 and the logits, with dropout behind (or before: AlexNet's order)."""
     init = nn.initializers.normal(0.01)
+    x = flatten(x)
     for name in ("fc6", "fc7"):
         if drop_first:
             x = dropout(x, 0.5, train)
