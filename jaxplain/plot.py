@@ -24,6 +24,14 @@ PERCENTILE = 99.5
 COLOURS = {False: "inferno", True: "RdBu_r"}
 """matplotlib's colour map of maps without a sign (False) and with one (True)."""
 
+KIND_COLOURS = {
+    "convolution": "#2a7f3f",
+    "pooling": "#3465a4",
+    "dense": "#c2378a",
+    "other": "#555555",
+}
+"""Of the kinds of layers; green and pink as in Fig. 1 of Oramas et al. 2019."""
+
 Picture = UInt8[np.ndarray, "h w 3"] | UInt8[np.ndarray, "h w"]
 
 
@@ -392,6 +400,87 @@ def shared(counts: Mapping[str, Any], class_names: Sequence[str]) -> "Figure":
         axis.set_title(name, fontsize=8)
         axis.set_xticks(range(len(class_names)), class_names, rotation=90, fontsize=7)
         axis.set_yticks(range(len(class_names)), class_names, fontsize=7)
+    return figure
+
+
+def explained(
+    picture: Picture, answer: str, maps: Any, features: Sequence[tuple[str, str, int, float]]
+) -> "Figure":
+    """Draw a picture with what the network answers, and a map for each feature it rests on.
+
+    Over every map stand the feature's layer and channel, in the colour of the layer's kind: green
+    for convolutions, blue for pooling, pink for dense layers.
+
+    Args:
+        picture: uint8 (h, w, 3) or (h, w).
+        answer: the predicted class.
+        maps: (k, H, W).
+        features: k of (layer, kind, channel, weight).
+
+    Returns:
+        A matplotlib figure, closed for pyplot: the last expression of a notebook cell shows it
+            once.
+
+    Raises:
+        ValueError: other numbers of maps and features, or none.
+
+    Example:
+        >>> features = [("conv1", "convolution", 3, 1.0)]
+        >>> figure = explained(np.zeros((8, 8), np.uint8), "rose", np.ones((1, 8, 8)), features)
+        >>> [axis.get_title() for axis in figure.axes[:2]]
+        ['rose', 'conv1 · 3']
+    """
+    if np.ndim(maps) != 3 or len(maps) != len(features) or not len(features):
+        raise ValueError(
+            f"maps has shape {np.shape(maps)} for {len(features)} features; expected one map each"
+        )
+    figure, axes = _subplots(1, 1 + len(features), size=(1.7 * (1 + len(features)) + 0.4, 2.0))
+    _panel(axes[0, 0], _rgb(picture), answer)
+    for axis, heatmap, (layer, kind, channel, _) in zip(axes[0, 1:], maps, features, strict=True):
+        _panel(axis, overlay(picture, heatmap), f"{layer} · {channel}")
+        axis.title.set_color(KIND_COLOURS[kind])
+    _bar(figure, list(axes.flat), signed=False)
+    return figure
+
+
+def montage(
+    averages: Mapping[str, Sequence[tuple[tuple[str, str, int, float], Any]]], *, most: int = 8
+) -> "Figure":
+    """Draw the average images of the features of each class: a row a class.
+
+    Args:
+        averages: class name -> ((layer, kind, channel, weight), (h, w, C) in 0..255, NaN where
+            there is nothing), the most important first.
+        most: images of a class, at most.
+
+    Returns:
+        A matplotlib figure, closed for pyplot: the last expression of a notebook cell shows it
+            once.
+
+    Raises:
+        ValueError: no class, or none with an image.
+
+    Example:
+        >>> rose = [(("conv1", "convolution", 3, 1.0), np.full((5, 5, 1), 128.0))]
+        >>> len(montage({"rose": rose, "daisy": []}).axes)
+        2
+    """
+    columns = min(most, max((len(row) for row in averages.values()), default=0))
+    if not columns or most < 1:
+        raise ValueError("averages holds no images; expected those of at least one class")
+    size = (1.05 * columns + 0.8, 1.25 * len(averages))
+    figure, axes = _subplots(len(averages), columns, size=size)
+    for row, (name, images) in zip(axes, averages.items(), strict=True):
+        row[0].set_ylabel(name, fontsize=8)
+        for axis, ((layer, kind, channel, _), image) in zip(row, images, strict=False):
+            values = np.asarray(image, np.float32)
+            shown = np.clip(np.where(np.isnan(values), 128, values), 0, 255).astype(np.uint8)
+            _panel(axis, _rgb(shown[..., 0] if shown.shape[-1] == 1 else shown), "")
+            axis.set_title(f"{layer} · {channel}", fontsize=6, color=KIND_COLOURS[kind])
+        for axis in row[len(images) :]:
+            axis.set_frame_on(False)
+            axis.set_xticks([])
+            axis.set_yticks([])
     return figure
 
 

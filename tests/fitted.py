@@ -1,12 +1,13 @@
-"""Methods that need something fitted, bound to importances that are drawn at random."""
+"""Methods that need something fitted, bound to what is drawn at random."""
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
 
-from jaxplain.methods import Method
+from jaxplain.methods import Method, interpretation
 from jaxplain.methods.chip import ChipImportance, Settings
+from jaxplain.methods.interpretation import RelevantFeatures, blocks
 from jaxplain.model import Model
 
 SETTINGS = Settings("", 0, 1, 1, 0.5, 0.7, "fresh")
@@ -26,6 +27,18 @@ def importances(model: Model, classes: int) -> dict[str, ChipImportance]:
     return found
 
 
+def features(model: Model, classes: int) -> RelevantFeatures:
+    """Return weights of all features; about half are positive."""
+    parts = blocks(model)
+    count = sum(part.channels for part in parts)
+    weights = jax.random.normal(jax.random.key(1), (classes, count))
+    one = jnp.ones(classes)
+    settings = interpretation.Settings(
+        "", 0, 1, 1.0, "true", "all", False, False, count, 0, count, len(parts) - 1
+    )
+    return RelevantFeatures(weights, one, one, one > 0, one.astype(int), parts, settings)
+
+
 def fitted(method: Method, model: Model) -> Method:
     """Return the method, bound to the model if it needs a fit."""
     if method.fit is None:
@@ -34,4 +47,5 @@ def fitted(method: Method, model: Model) -> Method:
     classes = jax.eval_shape(lambda m, x: m(x), model, images).shape[-1]
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model.params)
     bare = dataclasses.replace(model, params=shapes)  # it may be a traced one
-    return method.bound(model, importances(bare, classes))
+    draw = features if method.fit is interpretation.shipped else importances
+    return method.bound(model, draw(bare, classes))

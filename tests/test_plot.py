@@ -169,3 +169,32 @@ def test_shared_counts_are_written_into_their_squares():
         plot.shared({}, ["red"])
     with pytest.raises(ValueError, match=r"counts\['top 10'\] has 2 rows for 1 class names"):
         plot.shared(counts, ["red"])
+
+
+def test_features_are_marked_by_their_layers_kind():
+    features = [("conv1", "convolution", 3, 1.0), ("fc6", "dense", 11, 0.5)]
+    figure = plot.explained(np.zeros((8, 8, 3), np.uint8), "rose", np.ones((2, 8, 8)), features)
+    titles = [(axis.get_title(), axis.title.get_color()) for axis in figure.axes[1:3]]
+    assert titles == [
+        ("conv1 · 3", plot.KIND_COLOURS["convolution"]),
+        ("fc6 · 11", plot.KIND_COLOURS["dense"]),
+    ]
+    for maps in (np.ones((3, 8, 8)), np.ones((8, 8))):
+        with pytest.raises(ValueError, match="for 2 features; expected one map each"):
+            plot.explained(np.zeros((8, 8), np.uint8), "rose", maps, features)
+
+
+def test_average_images_stand_in_the_row_of_their_class():
+    image = np.full((5, 7, 3), 200.0)
+    image[0] = np.nan
+    feature = ("conv1", "convolution", 3, 1.0)
+    rows = {"rose": [(feature, image)] * 3, "daisy": [(feature, image[..., :1])], "none": []}
+    figure = plot.montage(rows, most=2)
+    assert len(figure.axes) == 6
+    assert [axis.get_ylabel() for axis in figure.axes[::2]] == ["rose", "daisy", "none"]
+    shown = figure.axes[0].images[0].get_array()
+    assert shown[0, 0, 0] == 128
+    assert shown[1, 0, 0] == 200
+    for empty in ({}, {"rose": []}):
+        with pytest.raises(ValueError, match="holds no images"):
+            plot.montage(empty)

@@ -5,16 +5,26 @@
 - `energy_inside`: the share of a map inside the mask.
 - `class_means`: means per class and over classes, with bootstrap intervals.
 - `ablate_channels`: does a class lose more by the channels that matter to it than by any others?
+- `ablate_features`: what accuracy is left without the features that tell the classes apart?
+- `box_occlusion`: how soon is the class lost when a map says what to cover?
 - `heatmap_boxes`, `tune`, `localize`: weakly supervised localisation, by the box around a map.
+- `feedback_methods`, `feedback_table`: several ways to show the same features, in one table.
 - `grid_energy`: the grid that strides leave in a map.
 - `evaluate`: all of these for every method, with timings, as an `Evaluation`.
 """
 
-from jaxplain.evaluation.ablation import Ablation, ablate_channels
+from jaxplain.evaluation.ablation import (
+    Ablation,
+    Closed,
+    FeatureAblation,
+    ablate_channels,
+    ablate_features,
+)
 from jaxplain.evaluation.baselines import centre_map, random_maps
 from jaxplain.evaluation.bootstrap import ClassMeans, Interval, class_means
 from jaxplain.evaluation.boxes import box_iou, heatmap_boxes
 from jaxplain.evaluation.energy import energy_inside
+from jaxplain.evaluation.feedback import PAPER_AREAS, feedback_methods, feedback_table
 from jaxplain.evaluation.grid import grid_energy
 from jaxplain.evaluation.localization import (
     BoxRule,
@@ -26,18 +36,23 @@ from jaxplain.evaluation.localization import (
 )
 from jaxplain.evaluation.mask_iou import THRESHOLDS, MaskIou, area_under, mask_iou
 from jaxplain.evaluation.normalize import min_max
+from jaxplain.evaluation.occlusion import BoxOcclusion, box_occlusion
 from jaxplain.evaluation.pointing import pointing_game, scaled_tolerance
 from jaxplain.evaluation.results import METRICS, Estimate, Evaluation, MethodResult, Metric, Score
 from jaxplain.evaluation.run import evaluate
 
 __all__ = [
     "METRICS",
+    "PAPER_AREAS",
     "THRESHOLDS",
     "Ablation",
+    "BoxOcclusion",
     "BoxRule",
     "ClassMeans",
+    "Closed",
     "Estimate",
     "Evaluation",
+    "FeatureAblation",
     "Interval",
     "Localization",
     "MaskIou",
@@ -46,12 +61,16 @@ __all__ = [
     "Score",
     "Tuned",
     "ablate_channels",
+    "ablate_features",
     "area_under",
     "box_iou",
+    "box_occlusion",
     "centre_map",
     "class_means",
     "energy_inside",
     "evaluate",
+    "feedback_methods",
+    "feedback_table",
     "grid_energy",
     "heatmap_boxes",
     "localize",

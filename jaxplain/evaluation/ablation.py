@@ -1,11 +1,17 @@
 """Closing channels: does a class lose more by those that matter to it than by any others?
 
-The channels of a layer that an importance ranks highest for a class are closed, and the fall of the
-class's probability is compared with the mean fall for as many channels at random, image by image.
-An importance that knows nothing makes no difference.
+`ablate_channels`: the channels of a layer that an importance ranks highest for a class are closed,
+and the fall of the class's probability is compared with the mean fall for as many channels at
+random, image by image. An importance that knows nothing makes no difference.
+
+`ablate_features`: all features that were selected for any class, of all layers, are closed at once,
+and the mean class accuracy is compared with that of the whole network and of networks without as
+many channels of the same layers at random (Oramas et al. 2019, "Visual Explanation by
+Interpretation", §4.1, Fig. 4).
 """
 
 import functools
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -15,9 +21,10 @@ from jaxtyping import Array, Float, Int
 
 from jaxplain.evaluation.bootstrap import ClassMeans, class_means
 from jaxplain.methods.chip import ChipImportance
+from jaxplain.methods.interpretation import RelevantFeatures
 from jaxplain.methods.method import check_inputs
 from jaxplain.model import Model
-from jaxplain.trace import split
+from jaxplain.trace import edit, split
 
 
 class Ablation(NamedTuple):
@@ -158,3 +165,178 @@ def _falls(
 
 def _probability(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return jnp.take_along_axis(jax.nn.softmax(logits), targets[:, None], 1)[:, 0]
+
+
+class Closed(NamedTuple):
+    """What closing one set of features does to a network.
+
+    Attributes:
+        accuracy: of each class and their mean (mCA), without the features.
+        random: (draws,) mean class accuracies without as many channels of each layer at random.
+        fall: how much more of its accuracy a class loses by the features than by random channels,
+            image by image against the mean over the draws: above zero where they matter.
+        channels: how many were closed.
+    """
+
+    accuracy: ClassMeans
+    random: Float[np.ndarray, " draws"]
+    fall: ClassMeans
+    channels: int
+
+
+class FeatureAblation(NamedTuple):
+    """Mean class accuracies of a network with and without features: Fig. 4 of the paper.
+
+    Attributes:
+        original: of the whole network.
+        sets: by the name of each set of features.
+    """
+
+    original: ClassMeans
+    sets: dict[str, Closed]
+
+    def rows(self) -> list[dict[str, object]]:
+        """Return the bars of Fig. 4, one dictionary each, with intervals.
+
+        The interval of random channels says how far the draws spread: from their 2.5th to their
+        97.5th percentile.
+        """
+        found: list[dict[str, object]] = [
+            {"set": "original", "closed": 0, **_interval(self.original)}
+        ]
+        for name, closed in self.sets.items():
+            spread = np.quantile(closed.random, (0.025, 0.975))
+            found.append({"set": name, "closed": closed.channels, **_interval(closed.accuracy)})
+            found.append(
+                {
+                    "set": f"random for {name}",
+                    "closed": closed.channels,
+                    "mca": float(closed.random.mean()),
+                    "low": float(spread[0]),
+                    "high": float(spread[1]),
+                }
+            )
+        return found
+
+
+def ablate_features(
+    model: Model,
+    images: Float[Array, "n h w c"] | Float[np.ndarray, "n h w c"],
+    labels: Int[Array, " n"] | Int[np.ndarray, " n"],
+    features: Mapping[str, RelevantFeatures],
+    *,
+    key: jax.Array,
+    draws: int = 20,
+    batch_size: int = 32,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+) -> FeatureAblation:
+    """Close selected features, and as many channels of the same layers at random.
+
+    Oramas et al. 2019, §4.1. All features that were selected for any class are closed. The paper
+    draws random ones "from the layers indicated"; here each layer loses as many of its channels as
+    by the selection.
+
+    Args:
+        model: the model.
+        images: (N, H, W, C) preprocessed floats.
+        labels: (N,) their classes.
+        features: sets by name, such as {"All": ..., "OnlyConv": ...}.
+        key: of the random channels and of the bootstrap.
+        draws: random choices.
+        batch_size: images run at once.
+        resamples: of the bootstrap.
+        confidence: of its intervals.
+
+    Raises:
+        ValueError: a number is out of range, nothing was selected, a layer is not in this model, or
+            its channels are not those of the features.
+        TypeError: images that are not floats, or labels that are not integers.
+
+    Example:
+        >>> from jaxplain.data.digits import digits
+        >>> from jaxplain.methods.interpretation import shipped
+        >>> from jaxplain.models import load_model
+        >>> model, test = load_model("digits"), digits("test")
+        >>> images = model.preprocessing.batch(test.images[:20])
+        >>> found = ablate_features(
+        ...     model, images, test.labels[:20], {"All": shipped(model)}, key=jax.random.key(0),
+        ...     draws=2,
+        ... )
+        >>> [row["set"] for row in found.rows()]
+        ['original', 'All', 'random for All']
+    """
+    for name, number in (("draws", draws), ("batch_size", batch_size)):
+        if number < 1:
+            raise ValueError(f"{name} is {number}; expected at least 1")
+    check_inputs(model, images, labels)
+    truth = np.asarray(labels, np.int32)
+    means = functools.partial(
+        class_means,
+        labels=truth,
+        num_classes=_logits_of(model, images),
+        key=jax.random.fold_in(key, 0),
+        resamples=resamples,
+        confidence=confidence,
+    )
+    sets = {}
+    original = _right(model, images, truth, [{}], batch_size)[0]
+    for number, (name, own) in enumerate(features.items(), start=1):
+        chosen = own.gates()
+        if not chosen:
+            raise ValueError(f"features[{name!r}] selects nothing")
+        random = np.random.default_rng(
+            np.asarray(jax.random.key_data(jax.random.fold_in(key, number))).ravel().tolist()
+        )
+        drawn = [
+            {layer: random.permutation(gate) for layer, gate in chosen.items()}
+            for _ in range(draws)
+        ]
+        kept, *others = _right(model, images, truth, [chosen, *drawn], batch_size)
+        several = np.stack(others)
+        per_class = [several[:, truth == label].mean(1) for label in np.unique(truth)]
+        sets[name] = Closed(
+            means(kept),
+            np.mean(per_class, 0),
+            means(several.mean(0) - kept),
+            sum(int((gate == 0).sum()) for gate in chosen.values()),
+        )
+    return FeatureAblation(means(original), sets)
+
+
+def _right(
+    model: Model,
+    images: jax.Array | np.ndarray,
+    labels: np.ndarray,
+    gates: list[dict[str, np.ndarray]],
+    batch_size: int,
+) -> np.ndarray:
+    """Return (gates, N): whether each image's answer is right under each set of gates."""
+    stacked = {layer: jnp.asarray(np.stack([g[layer] for g in gates])) for layer in gates[0]}
+    found = []
+    for start in range(0, len(labels), batch_size):
+        rows = np.minimum(np.arange(start, start + batch_size), len(labels) - 1)
+        answers = _answers(model, jnp.asarray(images[rows]), stacked)
+        right = np.asarray(answers).reshape(len(gates), -1) == labels[rows]
+        found.append(right[:, : len(labels) - start])
+    return np.concatenate(found, 1).astype(np.float32)
+
+
+@jax.jit
+def _answers(model: Model, images: jax.Array, gates: dict[str, jax.Array]) -> jax.Array:
+    """Return the likeliest class of each image under each set of gates, (gates, B)."""
+
+    def under(own: dict[str, jax.Array]) -> jax.Array:
+        return edit(model, gates=own)(images).argmax(-1)
+
+    return jax.lax.map(under, gates) if gates else model(images).argmax(-1)
+
+
+def _logits_of(model: Model, images: jax.Array | np.ndarray) -> int:
+    image = jax.ShapeDtypeStruct((1, *images.shape[1:]), jnp.float32)
+    return jax.eval_shape(lambda m, x: m(x), model, image).shape[-1]
+
+
+def _interval(means: ClassMeans) -> dict[str, float]:
+    mean = means.mean
+    return {"mca": float(mean.value), "low": float(mean.low), "high": float(mean.high)}

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxplain.methods import chip
+from jaxplain.methods import chip, interpretation
 from jaxplain.methods.cam import cam, grad_cam, guided_grad_cam
 from jaxplain.methods.gradients import (
     gradient,
@@ -39,6 +39,7 @@ __all__ = [
     "guided_grad_cam",
     "input_x_gradient",
     "integrated_gradients",
+    "interpretation",
     "lrp",
     "occlusion",
     "saliency",
@@ -234,6 +235,15 @@ _TABLE = (
         "Cui et al. 2019, arXiv:1902.02497",
         layered=True,
         fit=chip.shipped,
+    ),
+    Method(
+        "interpretation",
+        "Interpretation",
+        interpretation.explain,
+        _same,
+        "Where the few channels respond that tell the class apart, as learned from many pictures.",
+        "Oramas et al. 2019, arXiv:1712.06302",
+        fit=interpretation.shipped,
     ),
     Method(
         "occlusion",

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from chip_networks import CHANNELS, PLANTED, planted, planted_images
-from fitted import importances
+from fitted import features, importances
 
 from jaxplain.data.an8flower import dataset_arrays
-from jaxplain.evaluation import ablate_channels
+from jaxplain.evaluation import ablate_channels, ablate_features
 from jaxplain.methods.chip import shipped
 from jaxplain.models import load_model
 
@@ -72,3 +72,42 @@ def test_flowers_lose_more_by_the_channels_of_their_class_than_by_others(variant
     )
     assert (found.closed == 10).all()
     assert found.difference.mean.low > 0.2
+
+
+def test_the_features_of_a_class_cost_it_more_accuracy_than_others():
+    images, labels = planted_images(24), np.arange(24) % 3
+    used = sorted(channel for channels in PLANTED.values() for channel in channels)
+    weights = np.zeros((4, CHANNELS), np.float32)
+    weights[0, used] = 1
+    own = dataclasses.replace(features(planted(), 4), weights=jnp.asarray(weights))
+    idle = np.setdiff1d(np.arange(CHANNELS), used)[:2]
+    none = np.zeros((4, CHANNELS), np.float32)
+    none[1, idle] = 1
+    blind = dataclasses.replace(own, weights=jnp.asarray(none))
+    found = ablate_features(
+        planted(), images, labels, {"All": own, "Idle": blind}, key=KEY, batch_size=7
+    )
+    assert found.original.mean.value == 1
+    known, others = found.sets["All"], found.sets["Idle"]
+    # Without any channel the answer is "none of them".
+    assert (known.accuracy.mean.value, known.channels) == (0, len(used))
+    assert others.accuracy.mean.value == 1
+    assert others.random.shape == (20,)
+    assert others.random.mean() < 1
+    assert known.fall.mean.low > 0.2
+    np.testing.assert_allclose(known.fall.mean.value, known.random.mean(), rtol=1e-5)
+    rows = found.rows()
+    assert [row["set"] for row in rows] == [
+        "original", "All", "random for All", "Idle", "random for Idle",
+    ]  # fmt: skip
+    assert all(row["low"] <= row["mca"] <= row["high"] for row in rows)
+
+
+def test_sets_without_features_and_bad_numbers_are_refused_by_name():
+    images, labels = planted_images(3), np.arange(3)
+    own = features(planted(), 4)
+    with pytest.raises(ValueError, match="draws is 0"):
+        ablate_features(planted(), images, labels, {"All": own}, key=KEY, draws=0)
+    empty = dataclasses.replace(own, weights=jnp.zeros_like(own.weights))
+    with pytest.raises(ValueError, match=r"features\['All'\] selects nothing"):
+        ablate_features(planted(), images, labels, {"All": empty}, key=KEY)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxplain.methods.fingerprint import fingerprint
 from jaxplain.model import Model
 
 KIND = "chip"
@@ -83,27 +82,6 @@ jax.tree_util.register_dataclass(
 
 Importances = Mapping[str, ChipImportance]
 """Layer name -> importance."""
-
-
-def fingerprint(model: Model) -> int:
-    """Return a checksum of a model's parameters.
-
-    Raises:
-        ValueError: the parameters are not known, because the model is being traced.
-
-    Example:
-        >>> one, other = (Model.from_function(jnp.matmul, jnp.full(3, x)) for x in (1.0, 2.0))
-        >>> fingerprint(one) == fingerprint(other)
-        False
-    """
-    checksum = 0
-    for leaf in jax.tree.leaves(model.params):
-        if isinstance(leaf, Tracer | jax.ShapeDtypeStruct):
-            raise ValueError("the parameters of the model are not known while it is traced")
-        array = np.ascontiguousarray(leaf)
-        checksum = zlib.crc32(f"{array.dtype.str}{array.shape}".encode(), checksum)
-        checksum = zlib.crc32(array.reshape(-1).view(np.uint8).data, checksum)
-    return checksum
 
 
 def save(path: str | Path, importances: ChipImportance | Importances) -> None:

@@ -12,10 +12,11 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from jaxplain.methods.chip import engine, shortcut
-from jaxplain.methods.chip.importance import Settings, fingerprint
+from jaxplain.methods.chip.importance import Settings
 from jaxplain.methods.chip.options import Options
 from jaxplain.methods.chip.shortcut import Found, Prepared, Shortcut
 from jaxplain.methods.chip.solve import ChipStatistics
+from jaxplain.methods.fingerprint import fingerprint
 from jaxplain.methods.streaming import (
     Batch,
     Feed,

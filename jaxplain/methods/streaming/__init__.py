@@ -7,7 +7,7 @@ written so that the same images give the same result, interrupted or not.
 
 from jaxplain.methods.streaming.feed import Batch, Feed, ImageType, Progress, as_input
 from jaxplain.methods.streaming.keeper import Keeper, Kept
-from jaxplain.methods.streaming.stream import Piece, Position, Stream
+from jaxplain.methods.streaming.stream import Piece, Position, Stream, classes_of
 
 __all__ = [
     "Batch",
@@ -20,4 +20,5 @@ __all__ = [
     "Progress",
     "Stream",
     "as_input",
+    "classes_of",
 ]

@@ -101,6 +101,7 @@ class Feed:
         first: the first images of this process; there may be none.
         size: images a batch, of this process.
         image: what an image is.
+        classes: how many a label has; None where labels are not wanted.
         images: how many were given out, in all processes.
         resumed: how many of them an earlier run had seen.
 
@@ -113,6 +114,7 @@ class Feed:
         self.processes = processes_of(mesh)
         self.together = self.processes > 1
         self.first, self.size, self.image = self._first()
+        self.classes = stream.classes(self.image.shape) if stream.wants_labels else None
         self.images = self.resumed = self._taken = 0
 
     def next_batch(self) -> Batch | None:
@@ -189,8 +191,7 @@ class Feed:
 
     def _labels(self, piece: Piece | None) -> np.ndarray | None:
         """Return labels of a whole batch; processes without images say nothing against them."""
-        classes = self.stream.classes
-        if classes is None:
+        if self.classes is None:
             return None
         given = None if piece is None else piece.labels
         # 0: no images, 1: without labels, 2: with labels
@@ -200,7 +201,7 @@ class Feed:
             raise ValueError("some processes have labels and some have none")
         if kinds.max() < 2:
             return None
-        labels = np.zeros((self.size, classes), np.float32)
+        labels = np.zeros((self.size, self.classes), np.float32)
         if given is not None:
             labels[: len(given)] = given
         return labels

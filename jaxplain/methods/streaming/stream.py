@@ -5,6 +5,8 @@ import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxplain.model import Model
@@ -55,13 +57,14 @@ class Stream:
             have, a resumed fit goes on where it was; otherwise it reads again, and passes over,
             what it had read.
         model: what the images are for.
-        classes: number of classes of the labels; None if they are not wanted.
+        labels: whether labels are wanted, where there are any.
     """
 
-    def __init__(self, batches: Iterable[Any], model: Model, classes: int | None = None):
+    def __init__(self, batches: Iterable[Any], model: Model, *, labels: bool = False):
         self._iterator = iter(batches)
         self._model = model
-        self.classes = classes
+        self.wants_labels = labels
+        self._classes: int | None = None
         self._batch: Piece | None = None  # what was read but not yet given out
         self.labelled: bool | None = None
         self.shape: tuple[Any, ...] | None = None
@@ -183,13 +186,20 @@ class Stream:
                 f"those before were {self.shape[:3]}, {self.shape[3]}"
             )
         self.shape = described
-        return Piece(images, self._checked_labels(labels, len(images)))
+        if not self.wants_labels:
+            return Piece(images)
+        classes = self.classes(images.shape[1:])
+        return Piece(images, self._checked_labels(labels, len(images), classes))
 
-    def _checked_labels(self, labels: Any, count: int) -> np.ndarray | None:
+    def classes(self, image_shape: tuple[int, ...]) -> int:
+        """Return the number of the model's classes."""
+        if self._classes is None:
+            self._classes = classes_of(self._model, image_shape)
+        return self._classes
+
+    def _checked_labels(self, labels: Any, count: int, classes: int) -> np.ndarray | None:
         """Return labels as rows of ones and zeros."""
-        if self.classes is None:
-            return None
-        number, classes = self.position.batches, self.classes
+        number = self.position.batches
         if self.labelled is not None and self.labelled != (labels is not None):
             has, had = ("labels", "none") if labels is not None else ("no labels", "some")
             raise ValueError(f"batch {number} has {has}; those before had {had}")
@@ -212,6 +222,28 @@ class Stream:
                 f"each, or ({count}, {classes}), ones and zeros"
             )
         return (labels == 1).astype(np.float32)
+
+
+def classes_of(model: Model, image_shape: tuple[int, ...]) -> int:
+    """Return the number of a model's classes.
+
+    Args:
+        model: any model.
+        image_shape: (H, W, C).
+
+    Raises:
+        ValueError: an image's logits are no list of numbers.
+
+    Example:
+        >>> from jaxplain.models import load_model
+        >>> classes_of(load_model("digits"), (28, 28, 1))
+        10
+    """
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    shape = jax.eval_shape(lambda m, x: m(x), model, image).shape
+    if len(shape) != 2:
+        raise ValueError(f"the logits of an image have shape {shape[1:]}; expected (classes,)")
+    return shape[1]
 
 
 def _checksum(batch: Piece) -> int:

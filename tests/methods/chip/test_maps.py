@@ -13,7 +13,8 @@ from fitted import importances
 
 import jaxplain
 from jaxplain.methods import METHODS, chip
-from jaxplain.methods.chip.importance import fingerprint, pick
+from jaxplain.methods.chip.importance import pick
+from jaxplain.methods.fingerprint import fingerprint
 from jaxplain.models import load_model
 from jaxplain.trace import backpropagate, capture, rules
 
