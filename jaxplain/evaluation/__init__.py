@@ -9,6 +9,9 @@
 - `box_occlusion`: how soon is the class lost when a map says what to cover?
 - `heatmap_boxes`, `tune`, `localize`: weakly supervised localisation, by the box around a map.
 - `feedback_methods`, `feedback_table`: several ways to show the same features, in one table.
+- `insertion_deletion`: how does the class fare while pixels appear, or vanish, in the map's order?
+- `saliency_detection`: precision, recall and error of a map as a detector of whole objects.
+- `fast_gradient_sign`, `rank_correlation`: attacked images, and how little a map should move.
 - `grid_energy`: the grid that strides leave in a map.
 - `evaluate`: all of these for every method, with timings, as an `Evaluation`.
 """
@@ -37,9 +40,12 @@ from jaxplain.evaluation.localization import (
 from jaxplain.evaluation.mask_iou import THRESHOLDS, MaskIou, area_under, mask_iou
 from jaxplain.evaluation.normalize import min_max
 from jaxplain.evaluation.occlusion import BoxOcclusion, box_occlusion
+from jaxplain.evaluation.perturbation import PerturbationCurves, insertion_deletion
 from jaxplain.evaluation.pointing import pointing_game, scaled_tolerance
 from jaxplain.evaluation.results import METRICS, Estimate, Evaluation, MethodResult, Metric, Score
+from jaxplain.evaluation.robustness import fast_gradient_sign, rank_correlation
 from jaxplain.evaluation.run import evaluate
+from jaxplain.evaluation.saliency_detection import SaliencyDetection, saliency_detection
 
 __all__ = [
     "METRICS",
@@ -58,6 +64,8 @@ __all__ = [
     "MaskIou",
     "MethodResult",
     "Metric",
+    "PerturbationCurves",
+    "SaliencyDetection",
     "Score",
     "Tuned",
     "ablate_channels",
@@ -69,16 +77,20 @@ __all__ = [
     "class_means",
     "energy_inside",
     "evaluate",
+    "fast_gradient_sign",
     "feedback_methods",
     "feedback_table",
     "grid_energy",
     "heatmap_boxes",
+    "insertion_deletion",
     "localize",
     "localize_methods",
     "mask_iou",
     "min_max",
     "pointing_game",
     "random_maps",
+    "rank_correlation",
+    "saliency_detection",
     "scaled_tolerance",
     "tune",
 ]

@@ -35,6 +35,12 @@ def test_steps_equal_adam_written_out():
     np.testing.assert_allclose(found.history, losses, rtol=1e-10)
 
 
+def test_objective_may_bring_its_own_gradient():
+    own = descend(jax.value_and_grad(bowl), jnp.zeros(2), steps=9, project=box, has_gradient=True)
+    plain = descend(bowl, jnp.zeros(2), steps=9, project=box)
+    jax.tree.map(np.testing.assert_array_equal, own, plain)
+
+
 def test_constrained_minimum_is_found_and_certified():
     found = descend(bowl, jnp.zeros(2), steps=300, project=box)
     np.testing.assert_allclose(found.solution.value, [1.0, 0.25], atol=1e-4)
