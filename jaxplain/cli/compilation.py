@@ -1,10 +1,32 @@
-"""Compiled programs are kept between runs, in the user's cache folder, unless told otherwise."""
+"""How programs are compiled here, and that they are kept between runs unless told otherwise."""
 
 import os
+from importlib import metadata
 from pathlib import Path
 
 SWITCH = "JAXPLAIN_COMPILATION_CACHE"
 """Environment variable: "0", "off", "no" or "false" keeps nothing; unset or anything else keeps."""
+
+MEASURED = "0.10."
+FLAGS = ("--xla_cpu_experimental_ynn_fusion_type=", "--xla_cpu_use_fusion_emitters=false")
+"""What is faster on a CPU with the jaxlib they were measured with: docs/performance.md."""
+
+
+def tune() -> str:
+    """Add `FLAGS` to the environment variable XLA_FLAGS, and return it; what it says already stays.
+
+    It must come before JAX's first computation. Other versions of jaxlib get none: XLA ends the
+    process over a flag that it does not know.
+
+    Example:
+        >>> tune() == tune() == os.environ.get("XLA_FLAGS", "")
+        True
+    """
+    given = os.environ.get("XLA_FLAGS", "")
+    if metadata.version("jaxlib").startswith(MEASURED):
+        missing = [flag for flag in FLAGS if flag.partition("=")[0] not in given]
+        given = os.environ["XLA_FLAGS"] = " ".join([*given.split(), *missing])
+    return given
 
 
 def folder() -> Path:
@@ -21,7 +43,7 @@ def wanted(*, option: bool) -> bool:
 
 
 def keep(*, option: bool = True) -> Path | None:
-    """Turn JAX's persistent compilation cache on, or off.
+    """Turn JAX's persistent compilation cache on, or off; compile for a CPU as is best there.
 
     Args:
         option: what the command line says; the environment can only turn it off.
@@ -31,6 +53,7 @@ def keep(*, option: bool = True) -> Path | None:
     """
     import jax
 
+    tune()
     place: Path | None = folder() if wanted(option=option) else None
     if place is not None:
         try:
