@@ -1,7 +1,8 @@
 """How fast the large networks run here: pictures a second, share of the processor's peak, torch.
 
 Run `python benchmarks/forward.py`; where torch and torchvision are installed (`pip install
-jaxplain[bench]`), each network also runs there with the same weights, in the same run.
+jaxplain[bench]`), each network also runs there with the same weights, in the same run. XLA gets the
+flags that the command line gives it (docs/performance.md); `XLA_FLAGS` overrides them.
 """
 
 import importlib.util
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from figures import Figures, run, seconds, time_ratio
 
+from jaxplain.cli.compilation import tune
 from jaxplain.models.weights.sources import Loader
 from jaxplain.models.zoo import ARCHITECTURES
 
@@ -23,6 +25,7 @@ WITH_TORCH = all(importlib.util.find_spec(name) for name in ("torch", "torchvisi
 
 def main(figures: Figures) -> None:
     """Forward, and forward and backward to the pictures, of VGG-16, ResNet-50 and Inception-V3."""
+    tune()
     peak = matmul_peak()
     figures.add("forward/matmul_peak_gflops", peak / 1e9)
     pairs = 3 if figures.quick else 9
