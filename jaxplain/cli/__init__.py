@@ -191,6 +191,13 @@ def explain_pictures(
             show_default="what ships with the classifier",
         ),
     ] = None,
+    features: Annotated[
+        Path | None,
+        typer.Option(
+            help="What [bold]jaxplain fit features[/bold] wrote, for interpretation.",
+            show_default="what ships with the classifier",
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="The report.")] = Path("report.html"),
     npz: Annotated[Path | None, typer.Option(help="Also write the maps as arrays.")] = None,
     seed: Seed = 0,
@@ -215,6 +222,7 @@ def explain_pictures(
             target=target,
             layer=layer,
             chip=chip,
+            features=features,
             out=out,
             npz=npz,
             seed=seed,
@@ -450,6 +458,40 @@ def fit() -> None:
     """What methods learn about a classifier before they explain with it."""
 
 
+Join = Annotated[
+    bool,
+    typer.Option(
+        "--join",
+        help="This is one of several processes, which SLURM, Kubernetes, Open MPI or a TPU "
+        "pod started: JAX finds the others.",
+    ),
+]
+Coordinator = Annotated[
+    str | None,
+    typer.Option(help="This is one of several processes: HOST:PORT of the first."),
+]
+Processes = Annotated[int | None, typer.Option(min=1, help="How many there are.")]
+Process = Annotated[int | None, typer.Option(min=0, help="Which this is, from 0.")]
+FitModel = Annotated[
+    str, typer.Argument(help="The classifier; [bold]jaxplain models[/bold] lists them.")
+]
+FitWeights = Annotated[
+    str | None,
+    typer.Option(
+        help="Its weights, as in [bold]jaxplain explain[/bold].",
+        show_default="those that ship with it",
+    ),
+]
+FitPictures = Annotated[
+    int | None, typer.Option(min=1, help="Use only so many.", show_default="all")
+]
+FitBatch = Annotated[int, typer.Option(min=1, help="Pictures a batch, in each process.")]
+FitCheckpoints = Annotated[
+    Path | None,
+    typer.Option(help="Folder of checkpoints; the same command goes on from there."),
+]
+
+
 @fit_app.command(
     "chip",
     epilog=EXAMPLES
@@ -460,16 +502,8 @@ def fit() -> None:
     + "--chip vgg16.chip.safetensors",
 )
 def fit_channels(
-    model: Annotated[
-        str, typer.Argument(help="The classifier; [bold]jaxplain models[/bold] lists them.")
-    ],
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            help="Its weights, as in [bold]jaxplain explain[/bold].",
-            show_default="those that ship with it",
-        ),
-    ] = None,
+    model: FitModel,
+    weights: FitWeights = None,
     data: Annotated[
         str | None,
         typer.Option(
@@ -484,9 +518,7 @@ def fit_channels(
             help="Names with commas between, or all: those with positions that no path goes round."
         ),
     ] = "all",
-    pictures: Annotated[
-        int | None, typer.Option(min=1, help="Use only so many.", show_default="all")
-    ] = None,
+    pictures: FitPictures = None,
     gates: Annotated[int, typer.Option(min=1, help="Gate vectors for each picture.")] = 100,
     keep: Annotated[float, typer.Option(help="Probability of an open gate.")] = 0.5,
     sigma: Annotated[
@@ -502,11 +534,8 @@ def fit_channels(
     shared: Annotated[
         bool, typer.Option("--shared", help="The same gates for all pictures.")
     ] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures a batch, in each process.")] = 32,
-    checkpoints: Annotated[
-        Path | None,
-        typer.Option(help="Folder of checkpoints; the same command goes on from there."),
-    ] = None,
+    batch_size: FitBatch = 32,
+    checkpoints: FitCheckpoints = None,
     every: Annotated[
         int, typer.Option(min=1, help="Chunks of 64 pictures between two checkpoints.")
     ] = 100,
@@ -515,20 +544,10 @@ def fit_channels(
         typer.Option(help="What was learned.", show_default="MODEL.chip.safetensors"),
     ] = None,
     seed: Seed = 0,
-    join: Annotated[
-        bool,
-        typer.Option(
-            "--join",
-            help="This is one of several processes, which SLURM, Kubernetes, Open MPI or a TPU "
-            "pod started: JAX finds the others.",
-        ),
-    ] = False,
-    coordinator: Annotated[
-        str | None,
-        typer.Option(help="This is one of several processes: HOST:PORT of the first."),
-    ] = None,
-    processes: Annotated[int | None, typer.Option(min=1, help="How many there are.")] = None,
-    process: Annotated[int | None, typer.Option(min=0, help="Which this is, from 0.")] = None,
+    join: Join = False,
+    coordinator: Coordinator = None,
+    processes: Processes = None,
+    process: Process = None,
     no_cache: NoCache = False,
     debug: Debug = False,
 ) -> None:
@@ -556,6 +575,110 @@ def fit_channels(
             checkpoints=checkpoints,
             every=every,
             out=out,
+            seed=seed,
+            join=join,
+            coordinator=coordinator,
+            processes=processes,
+            process=process,
+            cache=not no_cache,
+        )
+    )
+
+
+@fit_app.command(
+    "features",
+    epilog=EXAMPLES
+    + "jaxplain fit features an8flower-single-6c --mu 5 --montage flowers.png\n\n"
+    + "jaxplain fit features digits --data tfds:mnist\n\n"
+    + "jaxplain fit features vgg16 --weights imagenet --data folder:cats --labels predicted\n\n"
+    + "jaxplain explain photo.jpg --model vgg16 --weights imagenet --methods interpretation "
+    + "--features vgg16.features.safetensors",
+)
+def fit_features(
+    model: FitModel,
+    weights: FitWeights = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="The pictures: folder:PATH, tfds:NAME, an8flower/single_6c, an8flower/double_12c "
+            "or digits. Those to train on are taken; their classes are matched by name.",
+            show_default="what it was trained on",
+        ),
+    ] = None,
+    layers: Annotated[
+        str, typer.Option(help="Names with commas between, or all but the logits.")
+    ] = "all",
+    skip_last: Annotated[
+        int, typer.Option(min=0, help="Of all layers, how many of the last to leave out besides.")
+    ] = 0,
+    pictures: FitPictures = None,
+    mu: Annotated[
+        float, typer.Option(help="The largest sum of a class's weights: more, more features.")
+    ] = 10.0,
+    pool: Annotated[
+        str, typer.Option(help="Which layers may have features: all, or convolution.")
+    ] = "all",
+    labels: Annotated[
+        str | None,
+        typer.Option(help="true, or predicted: the classifier's own answers.", show_default="true"),
+    ] = None,
+    squared: Annotated[
+        bool, typer.Option("--squared", help="Squares of the norms, as the authors' code has it.")
+    ] = False,
+    nonnegative: Annotated[
+        bool, typer.Option("--nonnegative", help="No feature whose absence speaks for a class.")
+    ] = False,
+    batch_size: FitBatch = 32,
+    checkpoints: FitCheckpoints = None,
+    every: Annotated[
+        int, typer.Option(min=1, help="Chunks of 256 pictures between two checkpoints.")
+    ] = 100,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="What was selected.", show_default="MODEL.features.safetensors"),
+    ] = None,
+    montage: Annotated[
+        Path | None,
+        typer.Option(help="Also draw what each class's features look for, as PNG."),
+    ] = None,
+    patches: Annotated[
+        int, typer.Option(min=1, help="Patches averaged for each of these images.")
+    ] = 100,
+    seed: Seed = 0,
+    join: Join = False,
+    coordinator: Coordinator = None,
+    processes: Processes = None,
+    process: Process = None,
+    no_cache: NoCache = False,
+    debug: Debug = False,
+) -> None:
+    """Finds the few channels, of any layer, that tell the classes of a classifier apart.
+
+    On all devices there are, and in several processes if told so. The same command gives the same
+    result, interrupted or not.
+    """
+    del debug
+    from jaxplain.cli.features import Request, run
+
+    run(
+        Request(
+            model=model,
+            weights=weights,
+            data=data,
+            layers=layers,
+            skip_last=skip_last,
+            pictures=pictures,
+            mu=mu,
+            pool=pool,
+            labels=labels,
+            squared=squared,
+            nonnegative=nonnegative,
+            batch_size=batch_size,
+            checkpoints=checkpoints,
+            every=every,
+            out=out,
+            montage=montage,
+            patches=patches,
             seed=seed,
             join=join,
             coordinator=coordinator,

@@ -54,6 +54,7 @@ def run(request: Request) -> None:
     model = load(name, request.weights)
     check_layer(model, request.layer, chosen)
     chosen = with_importances(chosen, model, request.chip)
+    chosen = with_features(chosen, model, request.features)
     wanted = parse_target(request.target, model.class_names)
     pictures = read_pictures(request.pictures, model)
     if request.model is None:
@@ -135,6 +136,29 @@ def with_importances(
             "none needs it"
         )
     return [m.bound(model, importances) if m.name in needing else m for m in chosen]
+
+
+def with_features(
+    chosen: Sequence["Method"], model: "Model", path: Path | None
+) -> Sequence["Method"]:
+    """Return the methods, interpretation with the features in a file.
+
+    Raises:
+        ValueError, OSError: the file cannot be read, or is for another model.
+    """
+    if path is None:
+        return chosen
+    from jaxplain.methods import interpretation
+
+    features = interpretation.load(path)
+    interpretation.check_model(model, features, f"those in {path} are for other weights")
+    needing = [method.name for method in chosen if method.fit is interpretation.shipped]
+    if not needing:
+        raise ValueError(
+            f"--features {path} has no meaning for {', '.join(method.name for method in chosen)}: "
+            "none needs it"
+        )
+    return [m.bound(model, features) if m.name in needing else m for m in chosen]
 
 
 def load(name: str, weights: str | None) -> "Model":

@@ -46,7 +46,7 @@ def entry(method: "Method", maps: "Maps | None", layer: str | None) -> MethodEnt
         name=method.name,
         title=method.title,
         signed=method.signed,
-        family=method.function.__module__.rpartition(".")[2],
+        family=method.function.__module__.split(".")[2],
         summary=method.summary,
         reference=method.reference,
         options=", ".join(f"{name} = {value}" for name, value in method.options),

@@ -174,23 +174,37 @@ def open_pictures(request: Request, model: "Model") -> Any:
         OSError: they cannot be read.
     """
     from jaxplain.data.labelled import Chosen
-    from jaxplain.training import RECIPES, open_data
+    from jaxplain.training import open_data
 
-    data = request.data
-    if data is None:
-        if request.model not in RECIPES:
-            raise ValueError(
-                f"--data is missing: {request.model} has no pictures of its own; expected "
-                "folder:PATH or tfds:NAME"
-            )
-        data = RECIPES[request.model].data
-    wanted = request.pictures
-    # Of what is opened, a share is left for training; more is asked for, so that all come from it.
-    asked = None if wanted is None else max(10, math.ceil(wanted / 0.6))
+    data, wanted = named_data(request.model, request.data), request.pictures
     # Labels are not looked at: a picture may have any number.
+    asked = asked_for(wanted)
     pictures = open_data(data, multilabel=True, pictures=asked, seed=request.seed).train.images
     rows = np.arange(len(pictures) if wanted is None else min(wanted, len(pictures)))
     return Chosen(pictures, rows)
+
+
+def named_data(model: str, data: str | None) -> str:
+    """Return what to learn from: what was named, or what the model was trained on.
+
+    Raises:
+        ValueError: nothing was named, for a model without pictures of its own.
+    """
+    from jaxplain.training import RECIPES
+
+    if data is not None:
+        return data
+    if model not in RECIPES:
+        raise ValueError(
+            f"--data is missing: {model} has no pictures of its own; expected folder:PATH or "
+            "tfds:NAME"
+        )
+    return RECIPES[model].data
+
+
+def asked_for(pictures: int | None) -> int | None:
+    """Return how many pictures to open, so that so many are left for training."""
+    return None if pictures is None else max(10, math.ceil(pictures / 0.6))
 
 
 def show_layers(found: "dict[str, ChipImportance]") -> None:

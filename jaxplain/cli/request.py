@@ -26,6 +26,7 @@ class Request:
     target: str
     layer: str | None
     chip: Path | None
+    features: Path | None
     out: Path
     npz: Path | None
     seed: int
@@ -46,6 +47,8 @@ def check_outputs(request: Request) -> None:
             read[Path(name).resolve()] = "the file of weights"
     if request.chip is not None:
         read[request.chip.resolve()] = "the file of importances"
+    if request.features is not None:
+        read[request.features.resolve()] = "the file of features"
     for option, path in (("--out", request.out), ("--npz", request.npz)):
         if path is None:
             continue

@@ -94,7 +94,7 @@ def box_occlusion(
     model: Model,
     images: Float[Array, "n h w c"] | Float[np.ndarray, "n h w c"],
     targets: Int[Array, " n"] | Int[np.ndarray, " n"],
-    heatmaps: Float[Array, "n h w"] | Float[np.ndarray, "n h w"],
+    heatmaps: Float[Array, "m y x"] | Float[np.ndarray, "m y x"],
     *,
     key: jax.Array,
     patch: int | None = None,

@@ -5,7 +5,9 @@ features of the largest responses are shown, each by sending its channel's whole
 back to the image (guided backprop, at unit stride: §3.3).
 """
 
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +23,9 @@ from jaxplain.trace import Audit
 from jaxplain.trace.backward import Seed, Sweep
 from jaxplain.trace.layers import INPUT
 from jaxplain.trace.rules import GUIDED_BACKPROP, RuleSet, unit_stride
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 RULES: dict[str, RuleSet] = {
     "unit_stride": unit_stride(),
@@ -48,6 +53,21 @@ class Interpretation(NamedTuple):
     audit: Audit | None = None
 
 
+def _checked(function: Callable[P, R]) -> Callable[P, R]:
+    """Check what is given and compile the function, as `explainer` does; features besides."""
+    compiled = jax.jit(function, static_argnames=("top", "feedback", "strict"))
+
+    @functools.wraps(function)
+    def checked(model: Model, images: Any, targets: Any, **options: Any) -> R:
+        check_differentiable(model, "interpretation")
+        images, targets = check_inputs(model, images, targets)
+        check_features(options.get("importance"), targets)
+        return compiled(model, images, targets, **options)
+
+    return checked  # type: ignore[return-value]
+
+
+@_checked
 def explain(
     model: Model,
     images: Float[Array, "b h w c"],
@@ -99,23 +119,7 @@ def explain(
     if top < 1:
         raise ValueError(f"top is {top}; expected at least 1")
     if feedback not in FEEDBACK:
-        raise ValueError(unknown("feedback", str(feedback), FEEDBACK))
-    check_differentiable(model, "interpretation")
-    images, targets = check_inputs(model, images, targets)
-    check_features(importance, targets)
-    return _explain(model, images, targets, importance, top, feedback, strict)
-
-
-@jax.jit(static_argnames=("top", "feedback", "strict"))
-def _explain(
-    model: Model,
-    images: jax.Array,
-    targets: jax.Array,
-    importance: RelevantFeatures,
-    top: int,
-    feedback: str,
-    strict: bool,
-) -> Interpretation:
+        raise ValueError(unknown("feedback", feedback, FEEDBACK))
     sweep = Sweep(model, images)
     blocks = importance.blocks
     _check_model(sweep, importance)

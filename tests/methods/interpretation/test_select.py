@@ -84,16 +84,28 @@ def test_ties_of_unit_sums_are_resolved_alike_in_any_order(example):
     assert settings.features - settings.rank >= 3 + 3
 
 
-def test_planted_channels_are_recovered():
+def test_planted_weights_are_recovered():
+    x, labels, blocks = drawn(count=200)
+    planted_weights = np.zeros((3, 15))
+    planted_weights[0, [1, 7]] = 2.0, -1.0
+    planted_weights[1, [4, 10, 12]] = 1.0, 1.5, 0.5
+    planted_weights[2, 13] = 3.0
+    own = statistics(x, labels, blocks, 3)
+    # What the descriptors say exactly, in place of labels.
+    own.corr[:3] = planted_weights @ x.T @ x
+    found = select(own, mu=3.0)
+    np.testing.assert_allclose(found.weights, planted_weights, atol=1e-4)
+
+
+def test_planted_channels_come_first():
     images = planted_images(60)
     labels = np.arange(60) % 3
-    found = select(gather(planted(), [{"image": images, "label": labels}]), mu=5.0)
+    found = select(gather(planted(), [{"image": images, "label": labels}]), mu=2.0)
     for label, channels in PLANTED.items():
-        strongest = {feature.channel for feature in found.of(label)[: len(channels)]}
-        assert strongest == set(channels)
+        assert found.of(label)[0].channel in channels
     assert found.of(3) == []  # which has no images
     assert found.fitted.tolist() == [True, True, True, False]
-    assert len(found.selected()) <= CHANNELS
+    assert len(found.selected()) < CHANNELS
 
 
 def test_pools_signs_and_labels(example):
