@@ -227,7 +227,7 @@ def test_picture_undoes_the_preprocessing():
 def test_buckets_are_few_and_large_enough():
     sizes = [sp.bucket(n) for n in range(1, 1000)]
     assert all(size >= n for n, size in enumerate(sizes, 1))
-    assert all(size <= max(16, 1.5 * n) for n, size in enumerate(sizes, 1))
+    assert all(size <= max(32, 1.5 * n) for n, size in enumerate(sizes, 1))
     assert len(set(sizes)) < 14
 
 

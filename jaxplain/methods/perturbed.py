@@ -29,8 +29,8 @@ def in_chunks(
 ) -> Carry:
     """Fold `step(carry, numbers)` over the samples start … start + count - 1.
 
-    Chunks are of equal size, at most `chunk`, so that none is filled up with samples that do not
-    count; the rest is one smaller step.
+    Chunks are of equal size, at most `chunk`, and none is filled up with samples that do not count;
+    what is left is one smaller step.
 
     Args:
         step: takes the carry and the numbers (n,) of some samples.
@@ -50,8 +50,12 @@ def in_chunks(
         raise ValueError(f"count={count}: at least 1")
     if chunk < 1:
         raise ValueError(f"chunk={chunk}: at least 1")
-    rounds = -(-count // min(chunk, count))
-    size = count // rounds
+    chunk = min(chunk, count)
+    # A size that leaves no rest saves compiling the step twice; otherwise, sizes as near to each
+    # other as they can be.
+    even = [size for size in range(chunk, chunk // 2, -1) if count % size == 0]
+    size = even[0] if even else -(-count // -(-count // chunk))
+    rounds = count // size
     whole = start + jnp.arange(rounds * size).reshape(rounds, size)
     carry, _ = lax.scan(lambda c, numbers: (step(c, numbers), None), carry, whole)
     if rounds * size < count:

@@ -95,16 +95,20 @@ def ridge(
     if targets.shape != (rows,) or (weights is not None and weights.shape != (rows,)):
         got = None if weights is None else weights.shape
         raise ValueError(f"targets and weights must be {(rows,)}, got {targets.shape} and {got}")
+    _check_selection(select, count, d, instance)
+    refuse(alpha=(alpha, 0, None))
+    weights = jnp.ones_like(targets) if weights is None else weights
+    instance = features[0] if instance is None else instance
+    return _ridge(features, targets, weights, alpha, instance, select=select, count=count or d)
+
+
+def _check_selection(select: str, count: int | None, d: int, instance: Array | None) -> None:
     if select not in SELECTIONS:
         raise ValueError(f"select must be one of {SELECTIONS}, got {select!r}")
     if select != "none" and (count is None or not 1 <= count <= d):
         raise ValueError(f"count must be between 1 and {d} for select={select!r}, got {count}")
     if instance is not None and instance.shape != (d,):
         raise ValueError(f"instance must be {(d,)}, got {instance.shape}")
-    refuse(alpha=(alpha, 0, None))
-    weights = jnp.ones_like(targets) if weights is None else weights
-    instance = features[0] if instance is None else instance
-    return _ridge(features, targets, weights, alpha, instance, select=select, count=count or d)
 
 
 @functools.partial(jax.jit, static_argnames=("select", "count"))
@@ -125,25 +129,104 @@ def _ridge(
     gram = jnp.matmul((z * weights[:, None]).T, z, precision=lax.Precision.HIGHEST)
     corr = jnp.matmul(weights * y, z, precision=lax.Precision.HIGHEST)
 
-    if select == "none":
-        selected = jnp.ones(corr.shape, bool)
-    elif select == "highest_weights":
-        every = jnp.ones(corr.shape, bool)
-        ranking, _, _ = _solve(gram, corr, jnp.asarray(RANKING_ALPHA, corr.dtype), every)
-        best = lax.top_k(jnp.abs(ranking * instance), count)[1]
-        selected = jnp.zeros(corr.shape, bool).at[best].set(True)
-    else:
-        selected = _forward(gram, corr, count)
-    coef, gap, ridge = _solve(gram, corr, jnp.asarray(alpha, corr.dtype), selected)
+    spread = dot(weights, y * y)
+    coef, gap, ridge, selected = _select_and_solve(
+        gram, corr, alpha, instance, jnp.ones(corr.shape, bool), select, count
+    )
+    residual = y - jnp.matmul(z, coef, precision=lax.Precision.HIGHEST)
+    unexplained = dot(weights, residual * residual)
+    return _answer(coef, gap, ridge, selected, (mean_z, mean_y, corr, spread, unexplained))
 
+
+def ridge_statistics(
+    gram: Float[Array, "f f"],
+    corr: Float[Array, " f"],
+    energy: Float[Array, ""],
+    *,
+    alpha: float | Float[Array, ""] = 1.0,
+    select: str = "none",
+    count: int | None = None,
+    instance: Float[Array, " d"] | None = None,
+    allowed: Bool[Array, " d"] | None = None,
+) -> Solution:
+    r"""Fits the local model from the statistics of rows (1, z), with f = 1 + d.
+
+    Args:
+        gram: Σ π (1, z)(1, z)ᵀ, as `gram.statistics` has it; Σ π must be positive.
+        corr: Σ π y (1, z).
+        energy: Σ π y².
+        alpha: as in `ridge`.
+        select: as in `ridge`.
+        count: as in `ridge`.
+        instance: as in `ridge`; None is all ones.
+        allowed: which features may be selected; None is all.
+
+    Returns:
+        As `ridge`. Centring costs digits: keep the means of z and y small beside their spread.
+
+    Raises:
+        ValueError: as `ridge`.
+
+    >>> rows = jnp.array([[1.0, 0.0], [1.0, 1.0]])
+    >>> y = jnp.array([1.0, 3.0])
+    >>> fit = ridge_statistics(rows.T @ rows, rows.T @ y, y @ y, alpha=0.0).value
+    >>> fit.coef.round(3).tolist(), fit.intercept.round(3).item(), fit.score.round(3).item()
+    ([2.0], 1.0, 1.0)
+    """
+    d = corr.shape[0] - 1
+    if d < 1 or gram.shape != (d + 1, d + 1):
+        raise ValueError(
+            f"gram must be (f, f) for corr (f,), f > 1; got {gram.shape}, {corr.shape}"
+        )
+    _check_selection(select, count, d, instance)
+    refuse(alpha=(alpha, 0, None))
+    total = jnp.where(gram[0, 0] > 0, gram[0, 0], 1)
+    mean_z, mean_y = gram[0, 1:] / total, corr[0] / total
+    centred = gram[1:, 1:] - total * mean_z[:, None] * mean_z[None, :]
+    right = corr[1:] - total * mean_y * mean_z
+    spread = jnp.maximum(energy - total * mean_y**2, 0)
+    instance = jnp.ones_like(mean_z) if instance is None else instance
+    allowed = jnp.ones(mean_z.shape, bool) if allowed is None else allowed
+    alpha = jnp.asarray(alpha, corr.dtype)
+    coef, gap, ridge, selected = _select_and_solve(
+        centred, right, alpha, instance, allowed, select, count or d
+    )
+    explained = 2 * dot(coef, right) - dot(coef, product(centred, coef))
+    return _answer(coef, gap, ridge, selected, (mean_z, mean_y, right, spread, spread - explained))
+
+
+def _select_and_solve(
+    gram: Array,
+    corr: Array,
+    alpha: Array,
+    instance: Array,
+    allowed: Array,
+    select: str,
+    count: int,
+) -> tuple[Array, Array, Array, Array]:
+    """Weights, gap, ridge and selection from centred moments."""
+    if select == "none":
+        selected = allowed
+    elif select == "highest_weights":
+        ranking, _, _ = _solve(gram, corr, jnp.asarray(RANKING_ALPHA, corr.dtype), allowed)
+        size = jnp.where(allowed, jnp.abs(ranking * instance), -1)
+        best = lax.top_k(size, count)[1]
+        selected = jnp.zeros(corr.shape, bool).at[best].set(True) & allowed
+    else:
+        selected = _forward(gram, corr, count, allowed)
+    return *_solve(gram, corr, jnp.asarray(alpha, corr.dtype), selected), selected
+
+
+def _answer(
+    coef: Array, gap: Array, ridge: Array, selected: Array, moments: tuple[Array, ...]
+) -> Solution:
+    """The model and its certificate."""
+    mean_z, mean_y, corr, spread, unexplained = moments
     fine = jnp.isfinite(coef).all() & jnp.isfinite(gap)
     coef = jnp.where(fine, coef, 0)
     intercept = jnp.where(fine, mean_y - dot(coef, mean_z), 0)
-    residual = y - jnp.matmul(z, coef, precision=lax.Precision.HIGHEST)
-    spread = dot(weights, y * y)
     # A constant target is explained perfectly by the intercept (scikit-learn's convention).
-    unexplained = dot(weights, residual * residual) / jnp.where(spread > 0, spread, 1)
-    score = jnp.where(fine, 1 - unexplained, 0)
+    score = jnp.where(fine, 1 - unexplained / jnp.where(spread > 0, spread, 1), 0)
     gap = jnp.where(fine, gap, jnp.inf)
     scale = jnp.abs(dot(corr, coef)) + jnp.finfo(corr.dtype).eps * spread
     return Solution(
@@ -170,7 +253,7 @@ def _solve(gram: Array, corr: Array, alpha: Array, selected: Array) -> tuple[Arr
     return coef, dot(slope, cho_solve((lower, True), slope)) / 2, ridge
 
 
-def _forward(gram: Array, corr: Array, count: int) -> Array:
+def _forward(gram: Array, corr: Array, count: int, allowed: Array) -> Array:
     """Greedy least squares: sweeping a feature out updates the gain of all others at once.
 
     After the chosen features are projected out, feature j explains corr_j² / gram_jj more.
@@ -184,10 +267,10 @@ def _forward(gram: Array, corr: Array, count: int) -> Array:
         # What is left of a feature that the chosen ones span is rounding, and explains nothing.
         usable = left > floor
         gain = jnp.where(usable, corr**2 / jnp.where(usable, left, 1), 0)
-        j = jnp.argmax(jnp.where(chosen, -1, gain))
+        j = jnp.argmax(jnp.where(chosen | ~allowed, -1, gain))
         column = jnp.where(usable[j], gram[:, j] / jnp.where(usable[j], left[j], 1), 0)
         gram = gram - column[:, None] * gram[j][None, :]
         return gram, corr - column * corr[j], chosen.at[j].set(True)
 
     start = (gram, corr, jnp.zeros(corr.shape, bool))
-    return lax.fori_loop(0, count, sweep, lax.stop_gradient(start))[2]
+    return lax.fori_loop(0, count, sweep, lax.stop_gradient(start))[2] & allowed

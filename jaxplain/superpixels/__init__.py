@@ -72,12 +72,13 @@ class Nested(NamedTuple):
     """Superpixels at two scales.
 
     Attributes:
-        coarse: (H, W) labels 0 … p - 1; the foreground is 0 where there is one.
+        coarse: (H, W) labels 0 … p - 1; the foreground is 0 where there is one. (T, H, W) for
+            several classes.
         fine: (H, W) labels 0 … q - 1, each inside one coarse superpixel.
         fallback: why there is no foreground of GrabCut's, or "".
     """
 
-    coarse: Labels
+    coarse: Int[np.ndarray, "*t h w"]
     fine: Labels
     fallback: str = ""
 
@@ -270,13 +271,16 @@ def nested(
     max_dist: float | int = 200,
     ratio: float | int = 0.2,
     smallest: float | int = 0.001,
+    most_coarse: int | None = None,
     most_fine: int | None = None,
 ) -> Nested:
     """Return MINT's superpixels at two scales; see the module.
 
     Args:
         image: (H, W, 3) or (H, W, 1), see the module.
-        heatmap: (H, W) class-discriminative map, the seed of GrabCut.
+        heatmap: (H, W) class-discriminative map, the seed of GrabCut. Or (T, H, W), one a class:
+            each has coarse superpixels of its own, and the fine ones, which are cut at the borders
+            of all of them, serve every class.
         background: about how many coarse superpixels SLIC makes of the background. (The paper does
             not say; this is our choice, and so are the next two.)
         compactness: of SLIC.
@@ -285,7 +289,9 @@ def nested(
         kernel_size: of Quickshift; this and the next two are LIME's.
         max_dist: of Quickshift.
         ratio: of Quickshift.
-        most_fine: merge the smallest fine superpixels until no more than this are left.
+        most_coarse: merge the smallest coarse superpixels of the background until no more than this
+            are left, for each class.
+        most_fine: likewise for fine superpixels, each within its coarse one.
 
     Raises:
         ValueError: as `grab_cut` and `slic`, a share out of range, or fewer fine superpixels
@@ -304,14 +310,22 @@ def nested(
     """
     if not 0 <= smallest < 1:
         raise ValueError(f"smallest={smallest}; expected a share of the image, 0 ≤ smallest < 1")
-    foreground, why = grab_cut(image, heatmap)
-    rest = slic(image, segments=background, compactness=compactness, mask=~foreground)
-    coarse = contiguous(np.where(foreground, -1, rest))
-    pixels = smallest * coarse.size
-    coarse = merge_small(coarse, pixels)
+    heatmaps = np.asarray(heatmap)
+    pixels = smallest * np.shape(image)[0] * np.shape(image)[1]
+    found, reasons = [], []
+    for one in heatmaps if heatmaps.ndim == 3 else heatmaps[None]:
+        foreground, why = grab_cut(image, one)
+        rest = slic(image, segments=background, compactness=compactness, mask=~foreground)
+        labels = np.where(foreground, -1, rest)
+        found.append(merge_small(labels, pixels, most=most_coarse, inside=foreground))
+        reasons.append(why)
+    joint = found[0].astype(np.int64)
+    for labels in found[1:]:
+        joint = contiguous(joint * (int(labels.max()) + 1) + labels).astype(np.int64)
     fine = quickshift(image, kernel_size=kernel_size, max_dist=max_dist, ratio=ratio)
-    fine = merge_small(pieces(coarse, fine), pixels, most=most_fine, inside=coarse)
-    return Nested(coarse, fine, why)
+    fine = merge_small(pieces(joint, fine), pixels, most=most_fine, inside=joint)
+    coarse = np.stack(found) if heatmaps.ndim == 3 else found[0]
+    return Nested(coarse, fine, "; ".join(dict.fromkeys(why for why in reasons if why)))
 
 
 def check_method(method: str) -> None:

@@ -131,15 +131,15 @@ def bucket(count: int) -> int:
 
     Example:
         >>> [bucket(n) for n in (3, 16, 17, 40, 130)]
-        [16, 16, 24, 48, 192]
+        [32, 32, 32, 48, 192]
     """
-    size = 16
+    size = 32
     while size < count:
         size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
     return size
 
 
-def pieces(coarse: Labels, fine: Labels) -> Labels:
+def pieces(coarse: Any, fine: Labels) -> Labels:
     """Return the connected parts of the intersections of both.
 
     Example:
@@ -148,7 +148,7 @@ def pieces(coarse: Labels, fine: Labels) -> Labels:
     """
     from skimage.measure import label
 
-    both = contiguous(coarse.astype(np.int64) * (int(fine.max()) + 1) + fine)
+    both = contiguous(np.asarray(coarse, np.int64) * (int(fine.max()) + 1) + fine)
     return contiguous(label(both, background=-1, connectivity=1))
 
 

@@ -17,6 +17,21 @@ def test_every_sample_counts_once_at_any_chunk(chunk):
     assert seen.tolist() == [0, 0] + [1] * 10
 
 
+@pytest.mark.parametrize(("count", "chunk"), [(10, 4), (97, 16), (100, 32), (7, 9)])
+def test_no_step_is_larger_than_a_chunk_and_few_are_smaller(count, chunk):
+    sizes = []
+
+    def step(total, numbers):
+        sizes.append(len(numbers))
+        return total + len(numbers)
+
+    with jax.disable_jit():
+        assert in_chunks(step, 0, count, chunk=chunk) == count
+    assert max(sizes) <= chunk
+    assert min(sizes[:-1], default=chunk) > min(chunk, count) // 2
+    assert len(set(sizes)) <= 2
+
+
 @pytest.mark.parametrize("given", [{"count": 0, "chunk": 1}, {"count": 1, "chunk": 0}])
 def test_nothing_to_do_is_refused(given):
     with pytest.raises(ValueError, match="=0: at least 1"):

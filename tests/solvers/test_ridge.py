@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxplain.solvers import ridge
+from jaxplain.solvers.ridge import ridge_statistics
 
 MODULE = importlib.import_module("jaxplain.solvers.ridge")
 DATA = np.load(Path(__file__).parents[1] / "data" / "solvers.npz")
@@ -49,6 +50,40 @@ def test_coefficients_are_those_of_lime(name, options):
     if options:
         assert fit.value.selected.sum() == options["count"]
         assert not fit.value.coef[~fit.value.selected].any()
+
+
+@pytest.mark.parametrize("select", ["none", "highest_weights", "forward_selection"])
+def test_statistics_give_what_their_rows_give(select):
+    z, y, w = lime()
+    rows = jnp.concatenate([jnp.ones((len(z), 1)), z], 1)
+    sums = (rows * w[:, None]).T @ rows, rows.T @ (w * y[:, 0]), w @ y[:, 0] ** 2
+    options = {"select": select, "alpha": 0.5, "count": None if select == "none" else 5}
+    expected = ridge(z, y[:, 0], w, **options)
+    found = ridge_statistics(*sums, **options)
+    assert found.converged
+    for ours, theirs in zip(found.value, expected.value, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-10)
+    # Features that are not allowed are as if they were not there.
+    few = jnp.arange(30) < 12
+    expected = ridge(z[:, :12], y[:, 0], w, **options).value
+    found = ridge_statistics(*sums, **options, allowed=few).value
+    np.testing.assert_allclose(found.coef[:12], expected.coef, atol=1e-10)
+    assert not found.coef[12:].any()
+    assert not found.selected[12:].any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({"corr": jnp.ones(1), "gram": jnp.eye(1)}, "gram"),
+        ({"select": "best"}, "select"),
+        ({"alpha": -1.0}, "alpha"),
+    ],
+)
+def test_bad_statistics_are_refused_by_name(arguments, name):
+    given = {"gram": jnp.eye(4), "corr": jnp.ones(4), "energy": jnp.ones(())} | arguments
+    with pytest.raises(ValueError, match=name):
+        ridge_statistics(**given)
 
 
 def test_every_target_and_alpha_equals_the_augmented_system():

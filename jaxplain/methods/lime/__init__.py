@@ -1,0 +1,324 @@
+r"""LIME: a linear model of what a network says of an image whose superpixels are hidden at random.
+
+Ribeiro, Singh and Guestrin 2016, "Why Should I Trust You?", arXiv:1602.04938, as their package
+`lime` does it for images: with states :math:`s \in \{0,1\}^S` of the superpixels, the network's
+score y of the image in which those with 0 are hidden, and
+:math:`\pi(s) = \sqrt{\exp(-D(s)^2 / w^2)}`, D the cosine distance of s from all ones,
+
+.. math:: \min_{b, c} \tfrac12 \sum_s \pi(s) (b + c \cdot s - y_s)^2 + \tfrac{\alpha}{2} \|c\|_2^2
+
+(their eq. 1 with a linear model, a squared loss, and the penalty of scikit-learn's ridge). The
+weights c are the explanation.
+
+    found = lime.explain(model, images, targets, key=key)
+    found.coefficients, found.stderr, found.r2
+
+Nothing else is needed of the network than its answers, so any black box will do
+(`Model.from_black_box`). Samples are drawn and hidden on the device and kept as sums only; how many
+are needed can be left to the standard error (`tolerance`). See `jaxplain.methods.surrogate` for
+what makes it small: by default, samples come in antithetic pairs, and a control variate is used.
+`PLAIN` are the options without either, those of the package.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from jaxplain.methods import surrogate
+from jaxplain.methods.lime.local import (
+    FitOptions,
+    LocalModel,
+    check_options,
+    cosine_kernel,
+    explained,
+    fit,
+    from_sums,
+    selection,
+)
+from jaxplain.methods.scene import (
+    Scene,
+    check_answers,
+    check_many,
+    find_segments,
+    look_at_whole,
+    make_scene,
+    paint,
+)
+from jaxplain.methods.surrogate import Draw, Moments, Progress
+from jaxplain.model import Model
+from jaxplain.scores import Score
+
+__all__ = ["PLAIN", "Lime", "LocalModel", "Progress", "explain", "fit"]
+
+PLAIN: Mapping[str, Any] = {"antithetic": False, "control": False}
+"""Independent samples, as in the package `lime`."""
+
+
+class Lime(NamedTuple):
+    """An explanation. With targets (B,) there is no axis T.
+
+    Attributes:
+        heatmap: (B, T, H, W) each superpixel's coefficient; positive speaks for the target.
+        stderr: (B, T, H, W) standard error of `heatmap`.
+        coefficients: (B, T, S), S ≥ the number of superpixels; zero for labels that do not occur.
+        coefficient_stderr: (B, T, S) given which are zero; see `surrogate.stderr`.
+        intercept: (B, T).
+        r2: (B, T) weighted R² of the linear model; NaN where predictions are constant.
+        local_prediction: (B, T) what the linear model says of the image itself.
+        prediction: (B, T) what the network says of it.
+        segments: (B, H, W) the superpixels.
+        samples: how many perturbed copies were made of each image.
+        broken: (B,) how many of them were answered with NaN or infinity. Only compiled code ever
+            returns a number above zero, and NaN with it; otherwise that is an error.
+    """
+
+    heatmap: Float[Array, "b *t h w"]
+    stderr: Float[Array, "b *t h w"]
+    coefficients: Float[Array, "b *t s"]
+    coefficient_stderr: Float[Array, "b *t s"]
+    intercept: Float[Array, "b *t"]
+    r2: Float[Array, "b *t"]
+    local_prediction: Float[Array, "b *t"]
+    prediction: Float[Array, "b *t"]
+    segments: Int[Array, "b h w"]
+    samples: Int[Array, ""]
+    broken: Int[Array, " b"]
+
+    def top(self, count: int, *, positive_only: bool = True) -> Bool[Array, "b *t h w"]:
+        """Return where the `count` superpixels with the largest coefficients are.
+
+        Args:
+            count: superpixels, at least 1.
+            positive_only: rank by value and leave out what speaks against the target; otherwise
+                rank by size.
+
+        Raises:
+            ValueError: a count below 1.
+        """
+        if count < 1:
+            raise ValueError(f"count={count}: at least 1")
+        size = self.coefficients if positive_only else jnp.abs(self.coefficients)
+        least = jax.lax.top_k(size, min(count, size.shape[-1]))[0][..., -1:]
+        return paint((size >= least) & (size > 0), self.segments)
+
+
+def explain(
+    model: Model,
+    images: Float[Array, "b h w c"],
+    targets: Int[Array, " b"] | Int[Array, "b t"],
+    segments: Any = "quickshift",
+    *,
+    key: Key[Array, ""],
+    num_samples: int = 1000,
+    tolerance: float | int | None = None,
+    hide: Any = "mean",
+    kernel_width: float | int = 0.25,
+    regression: str = "ridge",
+    alpha: float | int = 1.0,
+    penalty: float | int = 0.01,
+    select: str = "auto",
+    count: int | None = None,
+    antithetic: bool = True,
+    control: bool | None = None,
+    chunk: int = 32,
+    score: Score = "probability",
+    progress: Progress | None = None,
+) -> Lime:
+    """Return LIME's weights of the superpixels of images.
+
+    Ribeiro, Singh and Guestrin 2016, arXiv:1602.04938.
+
+    Args:
+        model: any model, a black box too.
+        images: (B, H, W, C) preprocessed floats.
+        targets: (B,) classes, or (B, T) for several of each image from one set of forward runs.
+        segments: (B, H, W) labels from 0, (H, W) for all images, or "quickshift" (LIME's), "slic"
+            or "grid": see `superpixels.segment`.
+        key: `jax.random.key`; the same key gives the same answer, at any `chunk` and for an image
+            in any batch.
+        num_samples: perturbed copies of each image, besides the image itself.
+        tolerance: draw no more once the standard errors of all coefficients, in units of the score,
+            are this small; `num_samples` is then the most that are drawn.
+        hide: what hidden superpixels show: "mean" for their own mean colour, a number, a colour, or
+            an image, broadcast to `images`.
+        kernel_width: w, in cosine distance.
+        regression: "ridge", or "lasso" with the intercept not penalised.
+        alpha: α of the ridge.
+        penalty: of the lasso, as a share of the smallest penalty that leaves no superpixel.
+        select: which superpixels may have weights: "none" is all; "highest_weights" and
+            "forward_selection" as in `solvers.ridge`; "auto" is the latter for up to six.
+        count: how many of them; with None, "auto" is all. The lasso selects by itself.
+        antithetic: draw complements in pairs.
+        control: use the control variate; None is wherever `score` is "probability". The standard
+            errors and the weights profit, what they tend to stays.
+        chunk: perturbed images a forward run.
+        score: as in `gradient`.
+        progress: called with (samples so far, most, largest standard error) as samples come, when
+            there is a `tolerance`.
+
+    Returns:
+        Weights, as maps and as numbers, and how much to trust them.
+
+    Raises:
+        TypeError: segments that are not integers, and as `check_inputs`.
+        ValueError: as `check_inputs` and `superpixels.check_segments`; an image of one superpixel,
+            fewer samples than superpixels, predictions that are not finite, a model that returns
+            another shape; an option out of range, or a tolerance in compiled code.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import jaxplain as jxp
+        >>> model = jxp.load_model("digits")
+        >>> images, targets = jnp.ones((1, 28, 28, 1)), jnp.array([3])
+        >>> options = {"key": jax.random.key(0), "num_samples": 64}
+        >>> jxp.lime.explain(model, images, targets, "grid", **options).heatmap.shape
+        (1, 28, 28)
+    """
+    images, several = check_many(model, images, targets)
+    labels, size = find_segments(model, images, segments, least=2)
+    surrogate.check_counts(num_samples, chunk, labels)
+    check_options(regression, kernel_width, alpha, penalty, count, size)
+    control = surrogate.check_control(control, score)
+    if isinstance(hide, str):
+        scene = _mean_scene(images, several, labels, hide, size)
+    else:
+        scene = make_scene(images, several, labels, hide, size)
+    kept = None if count is None else min(count, size)
+    options = FitOptions(alpha, penalty, selection(select, kept), regression, kept)
+    sampling = _Sampling(antithetic, max(1, chunk // len(images)), score, control)
+    if tolerance is None:
+        found = _explain(model, scene, key, kernel_width, num_samples, sampling, *options)
+    else:
+        surrogate.check_tolerance(tolerance, model, scene)
+        base = _look(model, scene, score)
+        fixed = (base, key, kernel_width)
+
+        def more(moments: Moments, start: int, samples: int) -> Moments:
+            return _more(model, scene, moments, *fixed, start, samples, sampling)
+
+        def finish(moments: Moments, samples: int) -> tuple[Lime, jax.Array]:
+            told = _finish(scene, moments, *fixed, samples, sampling, *options)
+            return told, told.coefficient_stderr
+
+        found = surrogate.draw_until(
+            more, finish, surrogate.empty(scene), num_samples, tolerance, progress
+        )
+    if not isinstance(found.samples, Tracer):
+        check_answers(found.broken, int(found.samples))
+    return found if jnp.ndim(targets) == 2 else _single(found)
+
+
+class _Sampling(NamedTuple):
+    """What is static about how samples are drawn."""
+
+    antithetic: bool
+    chunk: int
+    score: Score
+    control: bool
+
+
+_mean_scene = jax.jit(make_scene, static_argnums=(3, 4))
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5, 8, 9, 10))
+def _explain(
+    model: Model,
+    scene: Scene,
+    key: Any,
+    width: Any,
+    count: int,
+    sampling: _Sampling,
+    *options: Any,
+) -> Lime:
+    base = look_at_whole(model, scene, sampling.score)
+    moments = _more.__wrapped__(
+        model, scene, surrogate.empty(scene), base, key, width, 0, count, sampling
+    )
+    return _finish.__wrapped__(scene, moments, base, key, width, count, sampling, *options)
+
+
+@functools.partial(jax.jit, static_argnums=(7, 8))
+def _more(
+    model: Model,
+    scene: Scene,
+    moments: Moments,
+    base: jax.Array,
+    key: Any,
+    width: Any,
+    start: Any,
+    count: int,
+    sampling: _Sampling,
+) -> Moments:
+    draw = Draw(key, sampling.antithetic, sampling.chunk)
+    kernel = cosine_kernel(scene, width)
+    return surrogate.gather(
+        model, scene, moments, base, kernel, draw, count, start=start, score=sampling.score
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(6, 9, 10, 11))
+def _finish(
+    scene: Scene,
+    moments: Moments,
+    base: jax.Array,
+    key: Any,
+    width: Any,
+    count: int | jax.Array,
+    sampling: _Sampling,
+    *options: Any,
+) -> Lime:
+    """Solve for the weights and their errors."""
+    fitting = FitOptions(*options)
+    draw = Draw(key, sampling.antithetic, sampling.chunk)
+    used = moments
+    if sampling.control:
+        kernel = cosine_kernel(scene, width)
+        used = surrogate.steady(scene, moments, base, kernel, draw, count)
+    gram = surrogate.with_whole(used.gram.sum(1), scene)
+    corr, energy = used.corr.sum(1), used.energy.sum(1)
+    full = jax.vmap(lambda *sums: from_sums(*sums, fitting))(gram, corr, energy, scene.valid)
+    r2 = jax.vmap(explained)(gram, moments.corr.sum(1), energy, full)
+    kept = jnp.zeros_like(gram[0]) if fitting.regression == "lasso" else _penalty(gram, fitting)
+    ridge = gram - used.gram.sum(1) + kept[None]
+    error = jax.vmap(lambda *of: surrogate.stderr(*of[:3], count, ridge=of[3]))(
+        used.gram, used.corr, full, ridge
+    )[..., 1:]
+    coef = full[..., 1:]
+    centre = full[..., 0] + base
+    half = (coef * scene.valid[:, None]).sum(-1) / 2
+    broken = (moments.broken > 0) | ~jnp.isfinite(base).all(1)
+
+    def told(x: jax.Array) -> jax.Array:
+        return jnp.where(broken.reshape(-1, *(1,) * (x.ndim - 1)), jnp.nan, x)
+
+    return Lime(
+        heatmap=paint(told(coef), scene.segments),
+        stderr=paint(told(error), scene.segments),
+        coefficients=told(coef),
+        coefficient_stderr=told(error),
+        intercept=told(centre - half),
+        r2=told(r2),
+        local_prediction=told(centre + half),
+        prediction=base,
+        segments=scene.segments,
+        samples=jnp.asarray(count, jnp.int32),
+        broken=moments.broken,
+    )
+
+
+def _penalty(gram: jax.Array, options: FitOptions) -> jax.Array:
+    return options.alpha * jnp.diag(jnp.ones(gram.shape[-1], gram.dtype).at[0].set(0))
+
+
+_look = jax.jit(look_at_whole, static_argnums=2)
+
+
+def _single(found: Lime) -> Lime:
+    """Drop the axis of the targets."""
+    whole = ("segments", "samples", "broken")
+    return Lime(**{k: v if k in whole else v[:, 0] for k, v in found._asdict().items()})
