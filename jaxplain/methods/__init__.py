@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxplain.methods import chip, interpretation
+from jaxplain.methods import chip, interpretation, lime, mint
 from jaxplain.methods.cam import cam, grad_cam, guided_grad_cam
 from jaxplain.methods.gradients import (
     gradient,
@@ -40,7 +40,9 @@ __all__ = [
     "input_x_gradient",
     "integrated_gradients",
     "interpretation",
+    "lime",
     "lrp",
+    "mint",
     "occlusion",
     "saliency",
     "smooth_grad",
