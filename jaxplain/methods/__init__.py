@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from jaxplain.methods import chip, interpretation, lime, mint
 from jaxplain.methods.cam import cam, grad_cam, guided_grad_cam
+from jaxplain.methods.extremal import extremal_channels, extremal_perturbation
 from jaxplain.methods.gradients import (
     gradient,
     input_x_gradient,
@@ -12,6 +13,8 @@ from jaxplain.methods.gradients import (
     saliency,
     smooth_grad,
 )
+from jaxplain.methods.inversion import guided_feature_inversion
+from jaxplain.methods.masks import meaningful_perturbation
 from jaxplain.methods.method import Explanation, Method
 from jaxplain.methods.relevance import (
     contrastive_excitation_backprop,
@@ -20,6 +23,7 @@ from jaxplain.methods.relevance import (
     guided_backprop,
     lrp,
 )
+from jaxplain.methods.rise import rise
 from jaxplain.methods.sampling import occlusion
 from jaxplain.names import unknown
 
@@ -32,18 +36,23 @@ __all__ = [
     "contrastive_excitation_backprop",
     "deconvnet",
     "excitation_backprop",
+    "extremal_channels",
+    "extremal_perturbation",
     "find_method",
     "grad_cam",
     "gradient",
     "guided_backprop",
+    "guided_feature_inversion",
     "guided_grad_cam",
     "input_x_gradient",
     "integrated_gradients",
     "interpretation",
     "lime",
     "lrp",
+    "meaningful_perturbation",
     "mint",
     "occlusion",
+    "rise",
     "saliency",
     "smooth_grad",
 ]

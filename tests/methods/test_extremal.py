@@ -1,0 +1,204 @@
+"""Extremal perturbations against their equations, written out pixel by pixel and step by step."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from optimised import IMAGES, MODEL, SIZE, TARGETS
+
+from jaxplain.methods import extremal_channels, extremal_perturbation
+from jaxplain.methods.extremal import _area_loss, _cropped, _grid, _perturbed, _smooth_masks
+from jaxplain.model import Model
+from jaxplain.models.layers import tap
+
+CELL, SIGMA, AREAS = 2, 3, (0.2, 0.5)
+GRIDS = (_grid(SIZE[0], CELL, SIGMA), _grid(SIZE[1], CELL, SIGMA))
+
+
+def mask_of(parameters, size):
+    """Equation (5) at every pixel of one image: all parameters near it, and zeros around them."""
+    reach, padding = 1 + math.ceil(SIGMA / CELL), 1 + math.ceil(2 * SIGMA / CELL)
+    found = np.zeros(size)
+    for y in range(size[0]):
+        for x in range(size[1]):
+            values = []
+            first = [(at + SIGMA) // CELL - padding for at in (y, x)]
+            for i in range(first[0], first[0] + 2 * reach + 1):
+                for j in range(first[1], first[1] + 2 * reach + 1):
+                    inside = 0 <= i < parameters.shape[0] and 0 <= j < parameters.shape[1]
+                    distance = math.hypot(y - CELL * i, x - CELL * j) / SIGMA
+                    value = parameters[i, j] if inside else 0.0
+                    values.append(value * math.exp(-2 * max(distance - 0.5, 0) ** 2))
+            v = np.array(values)
+            found[y, x] = (v * np.exp(20 * v)).sum() / np.exp(20 * v).sum()
+    return found
+
+
+def test_masks_are_smooth_maxima_of_the_kernels():
+    parameters = np.random.default_rng(0).uniform(size=(2, 5, 6)) ** 2
+    found = _cropped(_smooth_masks(jnp.asarray(parameters), GRIDS, CELL), GRIDS)
+    assert found.shape == (2, 10, 12)
+    for number in range(2):
+        np.testing.assert_allclose(found[number], mask_of(parameters[number], (10, 12)), atol=1e-5)
+
+
+@pytest.mark.parametrize(("cell", "sigma"), [(7, 21), (4, 6), (5, 1), (1, 3), (3, 3)])
+def test_masks_cover_the_image_whatever_the_kernel(cell, sigma):
+    grids = (_grid(30, cell, sigma), _grid(33, cell, sigma))
+    ones = jnp.ones((1, grids[0].parameters, grids[1].parameters))
+    m = _cropped(_smooth_masks(ones, grids, cell), grids)
+    assert m.shape == (1, 30, 33)
+    middle = m[:, 5:25, 5:25]
+    assert float(middle.min()) > (0.5 if sigma >= cell else 0)
+
+
+@pytest.mark.parametrize("levels", [1, 4, 1000])
+def test_area_loss_is_the_distance_of_sorted_values(levels):
+    """Ties included: their gradient goes to one sorted place each."""
+    m = np.round(np.random.default_rng(1).uniform(size=(2, 60)) * levels) / levels
+
+    def by_sorting(m):
+        order = jnp.argsort(m, 1)
+        ascending = jnp.take_along_axis(m, order, 1)
+        r = jnp.stack([jnp.arange(60) >= int(60 * (1 - area)) for area in AREAS])
+        return ((ascending - r) ** 2).mean(1)
+
+    given = jnp.asarray(m, jnp.float32)
+    np.testing.assert_allclose(_area_loss(given, AREAS), by_sorting(given), rtol=1e-6)
+    found, expected = (
+        jax.grad(lambda m, loss=loss: loss(m).sum())(given)
+        for loss in (lambda m: _area_loss(m, AREAS), by_sorting)
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-7)
+
+
+def test_images_lie_between_two_levels_of_blur():
+    pyramid = jnp.arange(4.0)[:, None, None, None] ** 2 * jnp.ones((1, 1, 7, 1))
+    mask = jnp.array([0.0, 1 / 6, 1 / 3, 0.5, 5 / 6, 1.0, 1.0])[None, None]
+    found = _perturbed(pyramid, mask)[0, 0, :, 0]
+    np.testing.assert_allclose(found, [0, 0.5, 1, 2.5, 6.5, 9, 9], atol=1e-5)
+
+
+def blurred(image, sigma):
+    """Return an image blurred with zeros around it, as a product with NumPy's own convolution."""
+    if sigma == 0:
+        return np.asarray(image, np.float64)
+    reach = math.ceil(4 * sigma)
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    kernel /= kernel.sum()
+
+    def line(values):
+        return np.convolve(values, kernel)[reach:-reach]
+
+    return np.apply_along_axis(line, 1, np.apply_along_axis(line, 0, image))
+
+
+def test_steps_equal_gradient_descent_written_out():
+    steps, levels = 3, 3
+    options = {"areas": AREAS, "variant": "dual", "steps": steps, "levels": levels, "blur": 1.5}
+    found = extremal_perturbation(MODEL, IMAGES, TARGETS, cell=CELL, sigma=SIGMA, **options)
+    image, target = IMAGES[1], int(TARGETS[1])
+    pyramid = jnp.stack(
+        [jnp.asarray(blurred(image, 1.5 * (1 - n / 2)), jnp.float32) for n in range(levels)]
+    )
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def losses(parameters, flipped):
+        whole = _smooth_masks(parameters, GRIDS, CELL)
+        m = _cropped(whole, GRIDS)
+        shown = jnp.concatenate([_perturbed(pyramid, m), _perturbed(pyramid, 1 - m)])
+        scores = MODEL(shown[:, :, ::-1] if flipped else shown)[:, target]
+        return _area_loss(whole.reshape(2, -1), AREAS), scores[:2] - scores[2:]
+
+    parameters, mean, history = np.ones((2, 5, 6)), None, []
+    for step in range(steps):
+        weight = 300 * 1.0035**step
+
+        def loss(p, weight=weight, step=step):
+            area, reward = losses(p, step % 2 == 0)
+            return (weight * area - reward).sum()
+
+        value, slope = jax.value_and_grad(loss)(jnp.asarray(parameters, jnp.float32))
+        history.append(value)
+        mean = np.asarray(slope) if mean is None else 0.9 * mean + 0.1 * np.asarray(slope)
+        parameters = np.clip(parameters - 0.01 * mean, 0, 1)
+    np.testing.assert_allclose(found.history[1], history, rtol=1e-4)
+    expected = np.stack([mask_of(p, SIZE[:2]) for p in parameters])
+    np.testing.assert_allclose(found.masks[1], expected, atol=1e-4)
+    np.testing.assert_allclose(found.heatmap[1], expected.sum(0), atol=1e-4)
+    np.testing.assert_allclose(found.covered[1], expected.mean((1, 2)), atol=1e-4)
+    assert found.masks.min() < 0.5 < found.masks.max()
+
+
+LOOKS_LEFT = Model.from_function(
+    lambda w, x: jnp.stack([x[:, :, :8].std((1, 2, 3)), x[:, :, 8:].std((1, 2, 3))], 1) * w,
+    jnp.array([[20.0, 20.0]]),
+)
+
+
+@pytest.mark.parametrize("variant", ["preserve", "dual"])
+def test_mask_goes_where_the_class_is_and_has_its_area(variant):
+    stripes = jnp.where(jnp.arange(16) % 2 == 0, 1.0, -1.0)[None, :, None, None]
+    images, targets = jnp.broadcast_to(stripes, (2, 16, 16, 1)), jnp.array([0, 1])
+    found = extremal_perturbation(
+        LOOKS_LEFT, images, targets, areas=0.25, variant=variant, steps=200, blur=8.0, sigma=2,
+        flip=False,
+    )  # fmt: skip
+    left = found.heatmap[..., :8].sum((1, 2)) / found.heatmap.sum((1, 2))
+    assert float(left[0]) > 0.7
+    assert float(left[1]) < 0.3
+    assert (jnp.abs(found.covered - 0.35) < 0.2).all()
+
+
+def test_channels_are_those_that_the_class_reads():
+    def apply(w, x):
+        return tap(tap(x @ jnp.eye(3, 8), "wide") + 1, "features").mean((1, 2)) @ w
+
+    # Class 0 reads channels 1 and 5, class 1 channel 2; areas are shares of eight channels.
+    weights = jnp.zeros((8, 2)).at[jnp.array([1, 5]), 0].set(1e3).at[2, 1].set(1e3)
+    with jax.numpy_rank_promotion("allow"):
+        found = extremal_channels(
+            Model.from_function(apply, weights, input_shape=(4, 4, 3)),
+            jnp.ones((2, 4, 4, 3)),
+            jnp.array([0, 1]),
+            layer="features",
+            areas=(0.125, 0.25),
+        )
+    chosen = found.masks > 0.5
+    assert chosen[0, 1].tolist() == [c in (1, 5) for c in range(8)]
+    assert chosen[1, 0].tolist() == [c == 2 for c in range(8)]
+
+
+def test_smoothing_and_several_areas_make_one_map():
+    options = {"areas": AREAS, "steps": 2, "cell": CELL, "sigma": SIGMA}
+    found = extremal_perturbation(MODEL, IMAGES, TARGETS, **options)
+    smooth = extremal_perturbation(MODEL, IMAGES, TARGETS, **options, smooth=0.09)
+    np.testing.assert_array_equal(found.heatmap, found.masks.sum(1))
+    np.testing.assert_array_equal(smooth.masks, found.masks)
+    assert float(jnp.ptp(smooth.heatmap)) < float(jnp.ptp(found.heatmap))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"areas": 0.0}, "areas="),
+        ({"areas": (0.1, 1.0)}, "areas="),
+        ({"areas": ()}, "areas="),
+        ({"steps": 0}, "steps=0"),
+        ({"levels": 1}, "levels=1"),
+        ({"sigma": 6}, "sigma=6.*shorter side is 10"),
+        ({"cell": 0}, "cell=0"),
+        ({"blur": -1.0}, "sigma=-1.0"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        extremal_perturbation(MODEL, IMAGES, TARGETS, **options)
+
+
+def test_unknown_layer_of_channels_is_refused():
+    with pytest.raises(ValueError, match="unknown layer 'conv9'; nearest: conv"):
+        extremal_channels(MODEL, IMAGES, TARGETS, layer="conv9")
