@@ -1,10 +1,11 @@
 """`jaxplain demo`: every method on pictures whose evidence is known, and on real handwriting."""
 
 import dataclasses
+import functools
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -163,8 +164,10 @@ def explain_exhibit(
     note(f"{exhibit.model}: {len(methods)} methods on {len(shown.pictures)} held-out pictures")
     images = model.preprocessing.batch(list(shown.pictures))
     chances = facts.probabilities(model, images, chunk=chunk)
+    if exhibit.variant is not None:
+        methods = fitted(quicker(methods), model)
     found, skipped = explain_all(
-        list((methods if exhibit.variant is None else quicker(methods)).values()),
+        list(methods.values()),
         model if exhibit.variant is None else widened(model, WIDEST),
         images,
         shown.labels,
@@ -230,6 +233,25 @@ def quicker(methods: Mapping[str, "Method"]) -> dict[str, "Method"]:
             kept = {**dict(methods[name].options), **options}
             changed[name] = dataclasses.replace(methods[name], options=tuple(kept.items()))
     return changed
+
+
+def fitted(methods: Mapping[str, "Method"], model: "Model") -> dict[str, "Method"]:
+    """Return the methods so that those fitted to a network explain it as it is, never `widened`."""
+    return {
+        name: method
+        if method.fit is None
+        else dataclasses.replace(
+            method.bound(model), function=functools.partial(explain_instead, method.function, model)
+        )
+        for name, method in methods.items()
+    }
+
+
+def explain_instead(
+    function: Callable[..., Any], model: "Model", _: "Model", *rest: Any, **options: Any
+) -> Any:
+    """Explain a model in place of the one that is given."""
+    return function(model, *rest, **options)
 
 
 def widened(model: "Model", classes: int) -> "Model":

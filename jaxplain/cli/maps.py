@@ -104,16 +104,19 @@ def run_methods(
     parts: dict[str, list[Batch]] = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         try:
-            started = [(method, pool.submit(run_batch, method, task, 0)) for method in methods]
+            started = [(method, pool.submit(run_first, method, task)) for method in methods]
+            made = []
             for method, future in started:
                 try:
-                    parts[method.name] = [future.result()]
+                    bound, first = future.result()
                 except ValueError as error:
                     if not forgiving:
                         raise
                     skipped[method.title] = str(error)
+                else:
+                    made.append(bound)
+                    parts[method.name] = [first]
                 tick(method.title)
-            made = [method for method in methods if method.name in parts]
             if task.batches > 1:
                 for method in made:
                     parts[method.name].append(run_batch(method, task, 1))
@@ -129,6 +132,12 @@ def run_methods(
         finally:
             pool.shutdown(cancel_futures=True)
     return {method.name: join(method, parts[method.name], task) for method in made}, skipped
+
+
+def run_first(method: "Method", task: Task) -> tuple["Method", Batch]:
+    """Explain the first batch; return it and the method with what was fitted to the model."""
+    bound = method.bound(task.model, method.importance)
+    return bound, run_batch(bound, task, 0)
 
 
 def run_batch(method: "Method", task: Task, number: int) -> Batch:
