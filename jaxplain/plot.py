@@ -138,6 +138,34 @@ def overlay(
     return np.round(alpha * colours + (1 - alpha) * grey[..., None]).astype(np.uint8)
 
 
+def cutout(picture: Picture, mask: Any) -> UInt8[np.ndarray, "h w 3"]:
+    """Return what a mask shows of a picture, all else light grey: an explanation by superpixels.
+
+    Args:
+        picture: uint8 (h, w, 3) or (h, w).
+        mask: (H, W) booleans; enlarged to the picture, nearest.
+
+    Raises:
+        TypeError: the picture is not uint8, or the mask not booleans.
+        ValueError: another shape.
+
+    Example:
+        >>> cutout(np.zeros((2, 2), np.uint8), np.eye(2, dtype=bool))[0, :, 0]
+        array([  0, 225], dtype=uint8)
+    """
+    shown = _rgb(picture)
+    inside = np.asarray(mask)
+    if inside.dtype != bool:
+        raise TypeError(f"mask has dtype {inside.dtype}; expected booleans")
+    if inside.ndim != 2 or inside.size == 0:
+        raise ValueError(f"mask has shape {inside.shape}; expected (height, width)")
+    rows, columns = (
+        np.arange(length) * side // length
+        for length, side in zip(shown.shape[:2], inside.shape, strict=True)
+    )
+    return np.where(inside[rows][:, columns, None], shown, np.uint8(225))
+
+
 def opacity(values: Any) -> Float[np.ndarray, "..."]:
     """Return how opaque `levels` are drawn over a picture: zero at 0, one from 0.6, smooth between.
 
@@ -270,7 +298,8 @@ def grid(
 
     Args:
         pictures: N pictures, uint8 (h, w, 3) or (h, w).
-        heatmaps: method name -> (N, H, W) maps.
+        heatmaps: method name -> (N, H, W) maps; or booleans, of which the `cutout` is drawn, as in
+            the figures of LIME and MINT.
         signed: the names of the methods whose maps have a sign.
         titles: N row titles, or none.
 
@@ -302,6 +331,7 @@ def grid(
         )
     if len(pictures) == 0:
         raise ValueError("pictures is empty; expected at least one")
+    masks = {name for name, maps in heatmaps.items() if np.asarray(maps).dtype == bool}
     columns = 1 + len(heatmaps)
     figure, axes = _subplots(
         len(pictures), columns, size=(1.6 * columns + 0.4, 1.65 * len(pictures) + 0.2)
@@ -311,10 +341,13 @@ def grid(
         if titles:
             axes[row, 0].set_ylabel(titles[row], fontsize=8)
         for column, (name, maps) in enumerate(heatmaps.items(), start=1):
-            panel = overlay(picture, maps[row], signed=name in signed)
+            if name in masks:
+                panel = cutout(picture, maps[row])
+            else:
+                panel = overlay(picture, maps[row], signed=name in signed)
             _panel(axes[row, column], panel, name if row == 0 else "")
     for kind in (False, True):
-        if any((name in signed) is kind for name in heatmaps):
+        if any((name in signed) is kind for name in heatmaps if name not in masks):
             _bar(figure, list(axes.flat), signed=kind)
     return figure
 

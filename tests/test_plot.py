@@ -198,3 +198,31 @@ def test_average_images_stand_in_the_row_of_their_class():
     for empty in ({}, {"rose": []}):
         with pytest.raises(ValueError, match="holds no images"):
             plot.montage(empty)
+
+
+def test_cutout_shows_what_the_mask_shows():
+    picture = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    mask = np.array([[True, False], [False, False]])
+    shown = plot.cutout(picture, mask)
+    np.testing.assert_array_equal(shown[:2, :2], picture[:2, :2])
+    assert (shown[2:] == 225).all()
+    assert (shown[:, 2:] == 225).all()
+
+
+def test_grid_draws_masks_as_cutouts_without_a_colour_bar():
+    pictures = [np.zeros((4, 4, 3), np.uint8)]
+    mask = np.eye(4, dtype=bool)[None]
+    figure = plot.grid(pictures, {"coarse": mask})
+    assert len(figure.axes) == 2
+    np.testing.assert_array_equal(
+        figure.axes[1].images[0].get_array(), plot.cutout(pictures[0], mask[0])
+    )
+
+
+@pytest.mark.parametrize(
+    ("mask", "error", "message"),
+    [(np.eye(4), TypeError, "float64"), (np.ones(4, bool), ValueError, r"shape \(4,\)")],
+)
+def test_cutout_refuses_what_is_no_mask(mask, error, message):
+    with pytest.raises(error, match=message):
+        plot.cutout(np.zeros((4, 4), np.uint8), mask)
