@@ -42,11 +42,13 @@ def probabilities(model: "Model", images: np.ndarray, *, chunk: int) -> np.ndarr
 
 def entry(method: "Method", maps: "Maps | None", layer: str | None) -> MethodEntry:
     """Return the report's line about a method; `layer` is where it explained, if layered."""
+    # "cam" of jaxplain.methods.cam and of jaxplain.methods.cam.maps; others go by their own module.
+    module = method.function.__module__.removeprefix("jaxplain.methods.")
     return MethodEntry(
         name=method.name,
         title=method.title,
         signed=method.signed,
-        family=method.function.__module__.split(".")[2],
+        family=module.partition(".")[0],
         summary=method.summary,
         reference=method.reference,
         options=", ".join(f"{name} = {value}" for name, value in method.options),
