@@ -236,14 +236,11 @@ def _explain(
     *options: Any,
 ) -> Lime:
     base = look_at_whole(model, scene, sampling.score)
-    moments = _more.__wrapped__(
-        model, scene, surrogate.empty(scene), base, key, width, 0, count, sampling
-    )
-    return _finish.__wrapped__(scene, moments, base, key, width, count, sampling, *options)
+    moments = _add(model, scene, surrogate.empty(scene), base, key, width, 0, count, sampling)
+    return _tell(scene, moments, base, key, width, count, sampling, *options)
 
 
-@functools.partial(jax.jit, static_argnums=(7, 8))
-def _more(
+def _add(
     model: Model,
     scene: Scene,
     moments: Moments,
@@ -261,8 +258,7 @@ def _more(
     )
 
 
-@functools.partial(jax.jit, static_argnums=(6, 9, 10, 11))
-def _finish(
+def _tell(
     scene: Scene,
     moments: Moments,
     base: jax.Array,
@@ -281,13 +277,19 @@ def _finish(
         used = surrogate.steady(scene, moments, base, kernel, draw, count)
     gram = surrogate.with_whole(used.gram.sum(1), scene)
     corr, energy = used.corr.sum(1), used.energy.sum(1)
-    full = jax.vmap(lambda *sums: from_sums(*sums, fitting))(gram, corr, energy, scene.valid)
+
+    def fitted(gram: jax.Array, corr: jax.Array, energy: jax.Array, valid: jax.Array) -> jax.Array:
+        return from_sums(gram, corr, energy, valid, fitting)
+
+    full = jax.vmap(fitted)(gram, corr, energy, scene.valid)
     r2 = jax.vmap(explained)(gram, moments.corr.sum(1), energy, full)
     kept = jnp.zeros_like(gram[0]) if fitting.regression == "lasso" else _penalty(gram, fitting)
     ridge = gram - used.gram.sum(1) + kept[None]
-    error = jax.vmap(lambda *of: surrogate.stderr(*of[:3], count, ridge=of[3]))(
-        used.gram, used.corr, full, ridge
-    )[..., 1:]
+
+    def errors(gram: jax.Array, corr: jax.Array, full: jax.Array, ridge: jax.Array) -> jax.Array:
+        return surrogate.stderr(gram, corr, full, count, ridge=ridge)
+
+    error = jax.vmap(errors)(used.gram, used.corr, full, ridge)[..., 1:]
     coef = full[..., 1:]
     centre = full[..., 0] + base
     half = (coef * scene.valid[:, None]).sum(-1) / 2
@@ -316,6 +318,8 @@ def _penalty(gram: jax.Array, options: FitOptions) -> jax.Array:
 
 
 _look = jax.jit(look_at_whole, static_argnums=2)
+_more = jax.jit(_add, static_argnums=(7, 8))
+_finish = jax.jit(_tell, static_argnums=(6, 9, 10, 11))
 
 
 def _single(found: Lime) -> Lime:

@@ -163,14 +163,14 @@ class FitOptions(NamedTuple):
         penalty: of the lasso.
         select: one of `solvers.ridge.SELECTIONS`.
         regression: "ridge" or "lasso".
-        count: of selected features.
+        most: selected features, or None.
     """
 
     alpha: Any
     penalty: Any
     select: str
     regression: str
-    count: int | None
+    most: int | None
 
 
 def from_sums(
@@ -198,7 +198,7 @@ def from_sums(
                 energy,
                 alpha=options.alpha,
                 select=options.select,
-                count=options.count,
+                count=options.most,
                 allowed=valid > 0,
             ).value
             return jnp.concatenate([found.intercept[None], found.coef])

@@ -304,12 +304,11 @@ def _explain(
     scene = given[0]
     base = look_at_whole(model, scene, settings.score)
     moments = surrogate.empty(scene)
-    moments = _more.__wrapped__(model, given, moments, base, 0, count, settings)
-    return _finish.__wrapped__(given, moments, base, count, settings, sizes)
+    moments = _add(model, given, moments, base, 0, count, settings)
+    return _tell(given, moments, base, count, settings, sizes)
 
 
-@functools.partial(jax.jit, static_argnums=(5, 6))
-def _more(
+def _add(
     model: Model,
     given: _Given,
     moments: Moments,
@@ -326,8 +325,7 @@ def _more(
     )
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5))
-def _finish(
+def _tell(
     given: _Given,
     moments: Moments,
     base: jax.Array,
@@ -383,3 +381,7 @@ def _single(found: Mint) -> Mint:
     """Drop the axis of the targets."""
     shared = ("fine_segments", "samples", "broken")
     return Mint(**{k: v if k in shared else v[:, 0] for k, v in found._asdict().items()})
+
+
+_more = jax.jit(_add, static_argnums=(5, 6))
+_finish = jax.jit(_tell, static_argnums=(4, 5))
