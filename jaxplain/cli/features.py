@@ -79,7 +79,7 @@ def run(request: Request) -> None:
 
     from jaxplain.data.loaders import batches
     from jaxplain.methods import interpretation
-    from jaxplain.models import load_model
+    from jaxplain.models import MODELS, load_model
     from jaxplain.sharding import data_mesh, join_processes
 
     began = time.perf_counter()
@@ -101,7 +101,8 @@ def run(request: Request) -> None:
             check_writable(path)
     if request.checkpoints is not None:
         check_writable(request.checkpoints / "state")
-    named_data(request.model, request.data)  # which says that none are named
+    if request.model in MODELS:
+        named_data(request.model, request.data)  # which says that none are named
     compilation.keep(option=request.cache)
     model = load_model(request.model, weights=request.weights)
     if model.preprocessing is None:
