@@ -33,9 +33,7 @@ QUICK = (
     "alexnet",
     "vgg_f",
     "vgg11_bn",
-    "googlenet",
     "inception_v3",
-    "resnet18",
     "resnet50",
 )
 NAMES = [
