@@ -94,21 +94,21 @@ def test_jit_equals_eager(method, model, images):
     same(compiled, eager)
 
 
-@each_method
+@each_family
 def test_batch_equals_its_single_images(method, model, images):
     whole = explain(method, model, images, TARGETS)
     singles = [explain(method, model, images[i : i + 1], TARGETS[i : i + 1]) for i in range(3)]
     same(whole, jax.tree.map(lambda *parts: jnp.concatenate(parts), *singles))
 
 
-@each_method
+@each_family
 def test_vmap_equals_a_loop(method, model, images):
     classes = jnp.array([[0, 0, 0], [3, 1, 2]])
     mapped = jax.vmap(lambda t: explain(method, model, images, t).heatmap)(classes)
     same(mapped, jnp.stack([explain(method, model, images, t).heatmap for t in classes]))
 
 
-@each_method
+@each_family
 def test_second_call_does_not_compile(method, model, images, caplog):
     explain(method, model, images, TARGETS)
     again = jax.tree.map(lambda leaf: leaf + 0, model)
