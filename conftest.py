@@ -36,6 +36,6 @@ STATED = [
 jaxtyping.install_import_hook(STATED, "beartype.beartype")
 
 # The same examples everywhere, so that a failure is everybody's; "thorough" searches on.
-hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=25)
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=15)
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=1000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))

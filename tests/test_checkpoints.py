@@ -30,12 +30,18 @@ def same(a, b) -> bool:
     )
 
 
-@pytest.fixture
-def folder(tmp_path):
-    with Checkpoints(tmp_path / "kept", WORK) as checkpoints:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made")
+    with Checkpoints(folder, WORK) as checkpoints:
         for step in (5, 10, 15):
             checkpoints.save(step, state(step), {"step": step, "history": [[0.1, step]]})
-    return tmp_path / "kept"
+    return folder
+
+
+@pytest.fixture
+def folder(made, tmp_path):
+    return Path(shutil.copytree(made, tmp_path / "kept"))
 
 
 def newest(folder: Path, work=WORK, like=None):

@@ -208,9 +208,10 @@ def test_the_same_network_in_any_form(form):
     @jax.jit
     def run(w, x):
         model = Model.from_function(lambda w, x: form(w, x, jax.nn.relu), w)
-        return [backpropagate(model, x, TARGETS, rules).attribution for rules in SETS]
+        return [backpropagate(model, x, TARGETS, rules).attribution for rules in SETS[::2]]
 
-    for rules, found, expected in zip(SETS, run(W, IMAGES), chain_references(), strict=True):
+    references = chain_references()[::2]
+    for rules, found, expected in zip(SETS[::2], run(W, IMAGES), references, strict=True):
         tolerance = 1e-6 if not rules.relevance else 5e-4
         error = np.abs(np.asarray(found) - expected).max()
         assert error <= tolerance * np.abs(expected).max(), rules.name
