@@ -139,7 +139,7 @@ LOOKS_LEFT = Model.from_function(
 )
 
 
-@pytest.mark.parametrize("variant", ["dual"])
+@pytest.mark.parametrize("variant", ["preserve", "dual"])
 def test_mask_goes_where_the_class_is_and_has_its_area(variant):
     stripes = jnp.where(jnp.arange(16) % 2 == 0, 1.0, -1.0)[None, :, None, None]
     images, targets = jnp.broadcast_to(stripes, (2, 16, 16, 1)), jnp.array([0, 1])

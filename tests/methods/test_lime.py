@@ -144,12 +144,12 @@ def test_errors_are_as_large_as_told_and_smaller_with_pairs_and_control():
                 chunk=256,
                 **options,
             )
-        )(jax.random.split(KEY, 32))
+        )(jax.random.split(KEY, 48))
         error = np.asarray(runs.coefficients[:, 0, :8]) - truth
         mean_square[name] = (error**2).mean()
         told[name] = (np.asarray(runs.coefficient_stderr[:, 0, :8]) ** 2).mean()
         # Unbiased: the mean error is within the error of the mean.
-        drift = error.mean(0) / (error.std(0, ddof=1) / np.sqrt(32))
+        drift = error.mean(0) / (error.std(0, ddof=1) / np.sqrt(48))
         assert np.abs(drift).max() < 3.5
         assert 0.75 < told[name] / mean_square[name] < 1.35
     assert mean_square["pairs"] < 0.8 * mean_square["plain"]

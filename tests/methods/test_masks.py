@@ -65,7 +65,7 @@ LOOKS_LEFT = Model.from_function(
 )
 
 
-@pytest.mark.parametrize("game", ["preservation"])
+@pytest.mark.parametrize("game", ["deletion", "preservation"])
 def test_mask_goes_where_the_class_is(game):
     stripes = jnp.where(jnp.arange(16) % 2 == 0, 1.0, -1.0)[None, :, None, None]
     images, targets = jnp.broadcast_to(stripes, (2, 16, 16, 1)), jnp.array([0, 1])

@@ -18,7 +18,7 @@ COUNT = 24
 sampled = functools.partial(rise, key=KEY, samples=COUNT, grid=3)
 
 
-@pytest.mark.parametrize("probability", [0.2])
+@pytest.mark.parametrize("probability", [0.5, 0.2])
 @pytest.mark.parametrize("antithetic", [False, True])
 def test_mean_of_the_masks_is_the_probability_at_every_pixel(probability, antithetic):
     masks = rise_masks(
@@ -46,7 +46,7 @@ def test_masks_are_cut_out_of_enlarged_grids():
     np.testing.assert_allclose(mask, large[top : top + 9, left : left + 14], atol=1e-6)
 
 
-@pytest.mark.parametrize("chunk", [7])
+@pytest.mark.parametrize("chunk", [7, 24])
 @pytest.mark.parametrize("antithetic", [False, True])
 def test_equals_the_explicit_sum(chunk, antithetic):
     found = sampled(MODEL, IMAGES, TARGETS, antithetic=antithetic, chunk=chunk, baseline=0.3)

@@ -144,8 +144,9 @@ def cosine_kernel(scene: Scene, width: Any) -> surrogate.Kernel:
         >>> images, labels = jnp.ones((1, 1, 2, 1)), jnp.array([[[0, 1]]])
         >>> scene = make_scene(images, jnp.array([[0]]), labels, 0.0, 3)
         >>> kernel = cosine_kernel(scene, 1.0)
-        >>> kernel(jnp.array([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])).shape
-        (2, 1)
+        >>> found = kernel(jnp.array([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]))
+        >>> [round(float(weight), 3) for weight in found.ravel()]
+        [1.0, 0.607]
     """
 
     def kernel(kept: jax.Array) -> jax.Array:
