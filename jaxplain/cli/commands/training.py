@@ -1,0 +1,183 @@
+"""`jaxplain train` and `jaxplain data build`: classifiers, and the pictures they learn from."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jaxplain.cli.commands.options import EXAMPLES, Debug, NoCache, Seed
+from jaxplain.cli.commands.program import app, data_app
+
+
+@app.command(
+    "train",
+    epilog=EXAMPLES
+    + "jaxplain train an8flower-single-6c --seed 1 --checkpoints runs/single --out own.safetensors"
+    + "\n\njaxplain train --model resnet18 --data folder:flowers --out flowers.safetensors\n\n"
+    + "jaxplain train --model vgg19 --data tfds:voc/2007 --head multilabel --batch-size 64 "
+    + "--learning-rate 1e-4 --out voc.safetensors",
+)
+def train_model(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="A classifier that ships with the package, to train anew."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="A network to fine-tune; [bold]jaxplain models[/bold] lists them.",
+            show_default=False,
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="What it learns: folder:PATH (a folder a class, or a table labels.csv: "
+            "file,label), tfds:NAME (prepared on disk), an8flower/single_6c, "
+            "an8flower/double_12c or digits.",
+            show_default=False,
+        ),
+    ] = None,
+    head: Annotated[
+        str | None,
+        typer.Option(
+            help="softmax: a picture has one class; multilabel: several or none.",
+            show_default="softmax",
+        ),
+    ] = None,
+    freeze: Annotated[
+        str | None,
+        typer.Option(
+            help="What stays as it is: features, all but the last layer; convolutions, all but the "
+            "dense layers; none.",
+            show_default="features",
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the network begins: imagenet, a file, hf:owner/name or random.",
+            show_default="imagenet",
+        ),
+    ] = None,
+    image_size: Annotated[
+        int | None,
+        typer.Option(help="Side of the pictures in pixels.", show_default="the network's own"),
+    ] = None,
+    pictures: Annotated[
+        int | None, typer.Option(help="Use only so many.", show_default="all")
+    ] = None,
+    shift: Annotated[
+        int | None,
+        typer.Option(help="Move each training picture by up to so many pixels.", show_default="0"),
+    ] = None,
+    flip: Annotated[
+        bool, typer.Option("--flip", help="Mirror half the training pictures.")
+    ] = False,
+    patience: Annotated[
+        int | None,
+        typer.Option(help="Epochs without progress after which to stop.", show_default="10"),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Its weights: a file, or a folder for it.", show_default="NAME.safetensors"
+        ),
+    ] = None,
+    checkpoints: Annotated[
+        Path | None,
+        typer.Option(help="Folder of checkpoints; the same command goes on from there."),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes over the pictures, at most.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures a step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="The highest.")] = None,
+    seed: Seed = 0,
+    no_cache: NoCache = False,
+    debug: Debug = False,
+) -> None:
+    """Trains a classifier, and says how good it is: one that ships anew, or a new head for any.
+
+    With --model and --data, a network learns your classes; jaxplain explain --weights takes it.
+
+    The same command gives the same weights, interrupted or not.
+    """
+    del debug
+    settings = {
+        "head": head,
+        "freeze": freeze,
+        "weights": weights,
+        "image_size": image_size,
+        "shift": shift,
+        "flip": flip or None,
+        "patience": patience,
+    }
+    if name is None:
+        from jaxplain.cli.tune import tune_classifier
+
+        tune_classifier(
+            model,
+            data,
+            out=out,
+            checkpoints=checkpoints,
+            pictures=pictures,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            seed=seed,
+            cache=not no_cache,
+            **settings,
+        )
+        return
+    others = settings | {"model": model, "data": data, "pictures": pictures}
+    if unused := [
+        f"--{key.replace('_', '-')}" for key, value in others.items() if value is not None
+    ]:
+        raise typer.BadParameter(
+            f"{name} is trained as its recipe says, where {unused[0]} has no meaning; to fine-tune "
+            f"give --model and --data instead of a name"
+        )
+    from jaxplain.cli.make import train_classifier
+
+    if out is not None and out.is_dir():
+        out = out / f"{name}.safetensors"
+    train_classifier(
+        name,
+        out=out or Path(f"{name}.safetensors"),
+        checkpoints=checkpoints,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+        cache=not no_cache,
+    )
+
+
+@data_app.command(
+    "build",
+    epilog=EXAMPLES
+    + "jaxplain data build single_6c\n\n"
+    + "jaxplain data build double_12c --folder data --train 100 --validation 10 --test 10",
+)
+def build_data(
+    variant: Annotated[str, typer.Argument(help="single_6c or double_12c.")],
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="Where data sets live.", show_default="JAXPLAIN_DATA, or the user's own"),
+    ] = None,
+    size: Annotated[int, typer.Option(help="Height and width in pixels.")] = 112,
+    train: Annotated[int, typer.Option(min=1, help="Pictures a class to train on.")] = 700,
+    validation: Annotated[int, typer.Option(min=1, help="Pictures a class to choose by.")] = 100,
+    test: Annotated[int, typer.Option(min=1, help="Pictures a class held out.")] = 200,
+    seed: Seed = 0,
+    debug: Debug = False,
+) -> None:
+    """Renders the flowers with their evidence as a TensorFlow Datasets folder, without TensorFlow.
+
+    A data set that is there already is left as it is.
+    """
+    del debug
+    from jaxplain.cli.make import build_flowers
+
+    build_flowers(variant, folder=folder, size=size, seed=seed, per_class=(train, validation, test))
