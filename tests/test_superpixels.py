@@ -64,6 +64,27 @@ def test_quickshift_is_scikit_images_with_the_parameters_of_lime(image):
     )
 
 
+def test_quickshift_inside_one_region_is_quickshift(image):
+    whole = np.zeros(SIZE, int)
+    for options in ({}, {"kernel_size": 2, "max_dist": 6, "ratio": 0.7}):
+        np.testing.assert_array_equal(
+            sp.quickshift(image, inside=whole, **options), sp.quickshift(image, **options)
+        )
+
+
+def test_quickshift_inside_a_region_is_that_of_the_region_alone(image):
+    """Rectangles cut out of the picture, and cut by scikit-image."""
+    regions = sp.grid(SIZE, rows=2, columns=3)
+    labels = sp.quickshift(image, inside=regions, kernel_size=2)
+    assert_contiguous(labels)
+    for n in range(6):
+        y, x = np.nonzero(regions == n)
+        alone = np.s_[y.min() : y.max() + 1, x.min() : x.max() + 1]
+        expected = sp.quickshift(image[alone], kernel_size=2)
+        np.testing.assert_array_equal(sp.contiguous(labels[alone]), expected)
+        assert not np.isin(labels[alone], labels[regions != n]).any()
+
+
 def test_bytes_and_floats_and_grey_are_the_same_picture(image):
     coarse = np.round(image * 255).astype(np.uint8)
     np.testing.assert_array_equal(sp.slic(coarse), sp.slic(coarse / 255))
@@ -243,6 +264,8 @@ PIXELS = np.full((4, 5, 3), 0.5)
         (lambda: sp.slic(PIXELS, segments=0), ValueError, "segments=0"),
         (lambda: sp.slic(PIXELS, mask=np.ones((5, 4), bool)), ValueError, r"expected booleans"),
         (lambda: sp.quickshift(PIXELS, ratio=2), ValueError, "ratio=2"),
+        (lambda: sp.quickshift(PIXELS, kernel_size=0.5), ValueError, "kernel_size=0.5"),
+        (lambda: sp.quickshift(PIXELS, inside=np.ones((5, 4))), ValueError, r"shape \(5, 4\)"),
         (lambda: sp.grid((4, 5), rows=5), ValueError, "rows=5"),
         (lambda: sp.grab_cut(PIXELS, np.ones((5, 4))), ValueError, r"shape \(5, 4\)"),
         (lambda: sp.grab_cut(PIXELS, np.full((4, 5), np.nan)), ValueError, "20 non-finite"),

@@ -27,22 +27,19 @@ Two things lower the variance, and neither changes what the sums tend to:
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jax.core import Tracer
 from jax.scipy.linalg import cho_solve
 from jaxtyping import Array, Float, Int, Key
 
 from jaxplain.methods.perturbed import in_chunks
-from jaxplain.methods.scene import Scene, check_answers, look
+from jaxplain.methods.scene import Scene, look
 from jaxplain.model import Model
 from jaxplain.scores import Score
 from jaxplain.solvers.linear import factor
-from jaxplain.solvers.problems import refuse
 
 GROUPS = 32
 """Groups of samples: the standard errors are themselves known to about 1/√(2 · 31) = 13%."""
@@ -50,12 +47,7 @@ GROUPS = 32
 FREE = 16
 """States of which the control variate's linear part is found, as a multiple of the samples."""
 
-ROUND = 4 * GROUPS
-"""Samples between two looks at the standard error."""
-
 Kernel = Callable[[jax.Array], jax.Array]
-Progress = Callable[[int, int, float], None]
-Found = TypeVar("Found")
 
 
 class Moments(NamedTuple):
@@ -372,70 +364,3 @@ def root(
     # The derivative of the root at zero is not finite.
     error = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0)
     return jnp.where(count >= 2 * GROUPS, error, jnp.inf)
-
-
-def draw_until(
-    more: Callable[[Any, int, int], Any],
-    finish: Callable[[Any, int], tuple[Found, jax.Array]],
-    moments: Moments,
-    most: int,
-    tolerance: float | int,
-    progress: Progress | None,
-) -> Found:
-    """Draw rounds of samples until standard errors are small, or there are `most`.
-
-    Args:
-        more: (moments, samples so far, samples to add) -> moments.
-        finish: (moments, samples so far) -> what they say, and its standard errors.
-        moments: of no samples.
-        most: samples.
-        tolerance: of the largest standard error.
-        progress: called with (samples so far, most, largest standard error) after each round.
-
-    Raises:
-        ValueError: as `check_answers`.
-    """
-    done = 0
-    while True:
-        count = min(ROUND, most - done)
-        moments = more(moments, done, count)
-        done += count
-        check_answers(moments.broken, done)
-        found, errors = finish(moments, done)
-        largest = float(errors.max())
-        if progress is not None:
-            progress(done, most, largest)
-        if largest <= tolerance or done >= most:
-            return found
-
-
-def check_tolerance(tolerance: float | int, *known: Any) -> None:
-    """Raise ValueError for a tolerance that is not positive, or where arrays are traced."""
-    refuse(tolerance=(tolerance, None, None))
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(known)):
-        raise ValueError(
-            "tolerance cannot be used in compiled code: the number of samples is not known"
-        )
-
-
-def check_counts(num_samples: int, chunk: int, segments: Int[Array, "b h w"]) -> None:
-    """Raise ValueError for counts below 1, or an image with more superpixels than samples."""
-    for name, value in {"num_samples": num_samples, "chunk": chunk}.items():
-        if value < 1:
-            raise ValueError(f"{name}={value}: at least 1")
-    if isinstance(segments, Tracer):
-        return
-    for number, labels in enumerate(np.asarray(segments)):
-        found = len(np.unique(labels))
-        if found > num_samples:
-            raise ValueError(
-                f"num_samples={num_samples} for the {found} superpixels of image {number}; "
-                "expected at least as many samples"
-            )
-
-
-def check_control(control: bool | None, score: Score) -> bool:
-    """Return whether there is a control variate, or raise ValueError where there can be none."""
-    if control and score != "probability":
-        raise ValueError(f"control=True needs score='probability', got score={score!r}")
-    return score == "probability" if control is None else control

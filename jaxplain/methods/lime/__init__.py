@@ -20,16 +20,24 @@ what makes it small: by default, samples come in antithetic pairs, and a control
 `PLAIN` are the options without either, those of the package.
 """
 
-import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxplain.methods import surrogate
+from jaxplain.methods.drawing import (
+    Plan,
+    Progress,
+    Seen,
+    Surrogate,
+    check_control,
+    check_counts,
+    draw,
+    without_targets,
+)
 from jaxplain.methods.lime.local import (
     FitOptions,
     LocalModel,
@@ -40,16 +48,7 @@ from jaxplain.methods.lime.local import (
     from_sums,
     selection,
 )
-from jaxplain.methods.scene import (
-    Scene,
-    check_answers,
-    check_many,
-    find_segments,
-    look_at_whole,
-    make_scene,
-    paint,
-)
-from jaxplain.methods.surrogate import Draw, Moments, Progress
+from jaxplain.methods.scene import check_many, find_segments, make_scene, paint
 from jaxplain.model import Model
 from jaxplain.scores import Score
 
@@ -181,100 +180,42 @@ def explain(
     """
     images, several = check_many(model, images, targets)
     labels, size = find_segments(model, images, segments, least=2)
-    surrogate.check_counts(num_samples, chunk, labels)
+    check_counts(num_samples, chunk, labels)
     check_options(regression, kernel_width, alpha, penalty, count, size)
-    control = surrogate.check_control(control, score)
+    plan = Plan(antithetic, check_control(control, score), max(1, chunk // len(images)), score)
     if isinstance(hide, str):
         scene = _mean_scene(images, several, labels, hide, size)
     else:
         scene = make_scene(images, several, labels, hide, size)
     kept = None if count is None else min(count, size)
-    options = FitOptions(alpha, penalty, selection(select, kept), regression, kept)
-    sampling = _Sampling(antithetic, max(1, chunk // len(images)), score, control)
-    if tolerance is None:
-        found = _explain(model, scene, key, kernel_width, num_samples, sampling, *options)
-    else:
-        surrogate.check_tolerance(tolerance, model, scene)
-        base = _look(model, scene, score)
-        fixed = (base, key, kernel_width)
-
-        def more(moments: Moments, start: int, samples: int) -> Moments:
-            return _more(model, scene, moments, *fixed, start, samples, sampling)
-
-        def finish(moments: Moments, samples: int) -> tuple[Lime, jax.Array]:
-            told = _finish(scene, moments, *fixed, samples, sampling, *options)
-            return told, told.coefficient_stderr
-
-        found = surrogate.draw_until(
-            more, finish, surrogate.empty(scene), num_samples, tolerance, progress
-        )
-    if not isinstance(found.samples, Tracer):
-        check_answers(found.broken, int(found.samples))
-    return found if jnp.ndim(targets) == 2 else _single(found)
-
-
-class _Sampling(NamedTuple):
-    """What is static about how samples are drawn."""
-
-    antithetic: bool
-    chunk: int
-    score: Score
-    control: bool
+    fitting = (selection(select, kept), regression, kept)
+    found = draw(
+        model,
+        scene,
+        (alpha, penalty),
+        Surrogate(cosine_kernel, _tell, "coefficient_stderr", fitting),
+        plan,
+        key=key,
+        width=kernel_width,
+        num_samples=num_samples,
+        tolerance=tolerance,
+        progress=progress,
+    )
+    if jnp.ndim(targets) == 2:
+        return found
+    return without_targets(found, "segments", "samples", "broken")
 
 
 _mean_scene = jax.jit(make_scene, static_argnums=(3, 4))
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5, 8, 9, 10))
-def _explain(
-    model: Model,
-    scene: Scene,
-    key: Any,
-    width: Any,
-    count: int,
-    sampling: _Sampling,
-    *options: Any,
-) -> Lime:
-    base = look_at_whole(model, scene, sampling.score)
-    moments = _add(model, scene, surrogate.empty(scene), base, key, width, 0, count, sampling)
-    return _tell(scene, moments, base, key, width, count, sampling, *options)
-
-
-def _add(
-    model: Model,
-    scene: Scene,
-    moments: Moments,
-    base: jax.Array,
-    key: Any,
-    width: Any,
-    start: Any,
-    count: int,
-    sampling: _Sampling,
-) -> Moments:
-    draw = Draw(key, sampling.antithetic, sampling.chunk)
-    kernel = cosine_kernel(scene, width)
-    return surrogate.gather(
-        model, scene, moments, base, kernel, draw, count, start=start, score=sampling.score
-    )
-
-
 def _tell(
-    scene: Scene,
-    moments: Moments,
-    base: jax.Array,
-    key: Any,
-    width: Any,
-    count: int | jax.Array,
-    sampling: _Sampling,
-    *options: Any,
+    given: tuple[Any, Any], seen: Seen, select: str, regression: str, most: int | None
 ) -> Lime:
     """Solve for the weights and their errors."""
-    fitting = FitOptions(*options)
-    draw = Draw(key, sampling.antithetic, sampling.chunk)
-    used = moments
-    if sampling.control:
-        kernel = cosine_kernel(scene, width)
-        used = surrogate.steady(scene, moments, base, kernel, draw, count)
+    alpha, penalty = given
+    fitting = FitOptions(alpha, penalty, select, regression, most)
+    scene, moments, used, base, count = seen
     gram = surrogate.with_whole(used.gram.sum(1), scene)
     corr, energy = used.corr.sum(1), used.energy.sum(1)
 
@@ -283,29 +224,25 @@ def _tell(
 
     full = jax.vmap(fitted)(gram, corr, energy, scene.valid)
     r2 = jax.vmap(explained)(gram, moments.corr.sum(1), energy, full)
-    kept = jnp.zeros_like(gram[0]) if fitting.regression == "lasso" else _penalty(gram, fitting)
+    kept = jnp.zeros_like(gram[0]) if regression == "lasso" else _penalty(gram, alpha)
     ridge = gram - used.gram.sum(1) + kept[None]
 
     def errors(gram: jax.Array, corr: jax.Array, full: jax.Array, ridge: jax.Array) -> jax.Array:
         return surrogate.stderr(gram, corr, full, count, ridge=ridge)
 
-    error = jax.vmap(errors)(used.gram, used.corr, full, ridge)[..., 1:]
+    error = seen.told(jax.vmap(errors)(used.gram, used.corr, full, ridge)[..., 1:])
     coef = full[..., 1:]
     centre = full[..., 0] + base
     half = (coef * scene.valid[:, None]).sum(-1) / 2
-    broken = (moments.broken > 0) | ~jnp.isfinite(base).all(1)
-
-    def told(x: jax.Array) -> jax.Array:
-        return jnp.where(broken.reshape(-1, *(1,) * (x.ndim - 1)), jnp.nan, x)
-
+    coef = seen.told(coef)
     return Lime(
-        heatmap=paint(told(coef), scene.segments),
-        stderr=paint(told(error), scene.segments),
-        coefficients=told(coef),
-        coefficient_stderr=told(error),
-        intercept=told(centre - half),
-        r2=told(r2),
-        local_prediction=told(centre + half),
+        heatmap=paint(coef, scene.segments),
+        stderr=paint(error, scene.segments),
+        coefficients=coef,
+        coefficient_stderr=error,
+        intercept=seen.told(centre - half),
+        r2=seen.told(r2),
+        local_prediction=seen.told(centre + half),
         prediction=base,
         segments=scene.segments,
         samples=jnp.asarray(count, jnp.int32),
@@ -313,16 +250,5 @@ def _tell(
     )
 
 
-def _penalty(gram: jax.Array, options: FitOptions) -> jax.Array:
-    return options.alpha * jnp.diag(jnp.ones(gram.shape[-1], gram.dtype).at[0].set(0))
-
-
-_look = jax.jit(look_at_whole, static_argnums=2)
-_more = jax.jit(_add, static_argnums=(7, 8))
-_finish = jax.jit(_tell, static_argnums=(6, 9, 10, 11))
-
-
-def _single(found: Lime) -> Lime:
-    """Drop the axis of the targets."""
-    whole = ("segments", "samples", "broken")
-    return Lime(**{k: v if k in whole else v[:, 0] for k, v in found._asdict().items()})
+def _penalty(gram: jax.Array, alpha: Any) -> jax.Array:
+    return alpha * jnp.diag(jnp.ones(gram.shape[-1], gram.dtype).at[0].set(0))

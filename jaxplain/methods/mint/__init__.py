@@ -30,27 +30,27 @@ are exact. `PAPER` are the options of the paper's experiments.
     found.coarse_importances, found.fine_mask()
 """
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxplain.methods import surrogate
+from jaxplain.methods.drawing import (
+    Plan,
+    Progress,
+    Seen,
+    Surrogate,
+    check_control,
+    check_counts,
+    draw,
+    without_targets,
+)
 from jaxplain.methods.mint.problem import Penalties, activations, problems, solve
 from jaxplain.methods.mint.segments import deep_layer, find_nested, shallow_layer
-from jaxplain.methods.scene import (
-    Scene,
-    check_answers,
-    check_many,
-    look_at_whole,
-    make_scene,
-    paint,
-)
-from jaxplain.methods.surrogate import Draw, Moments, Progress
+from jaxplain.methods.scene import Scene, check_many, make_scene, paint
+from jaxplain.methods.surrogate import Kernel
 from jaxplain.model import Model, check_differentiable
 from jaxplain.scores import Score
 from jaxplain.solvers.problems import refuse
@@ -227,10 +227,10 @@ def explain(
     if segments is None or features != "none":
         check_differentiable(model, "mint")
     images, several = check_many(model, images, targets)
-    control = surrogate.check_control(control, score)
+    plan = Plan(antithetic, check_control(control, score), max(1, chunk // len(images)), score)
     deep = "" if features == "none" and segments is not None else deep_layer(model, layer)
     nest = find_nested(model, images, several, segments, deep)
-    surrogate.check_counts(num_samples, chunk, nest.fine)
+    check_counts(num_samples, chunk, nest.fine)
     scene = make_scene(images, several, nest.fine, hide, nest.sizes[1])
     if features == "none":
         ones = jnp.ones_like(images[..., 0])
@@ -238,49 +238,25 @@ def explain(
     else:
         maps = activations(model, images, (deep, shallow_layer(model, shallow)))
     penalties = Penalties(coarse_penalty, fine_penalty, fine_weight, coupling, coarse_rho, fine_rho)
-    settings = _Settings(
-        antithetic, max(1, chunk // len(images)), score, control, method, features, scale
+    solving = (method, features == "normalised", scale, nest.sizes)
+    found = draw(
+        model,
+        scene,
+        (nest.coarse, maps, penalties),
+        Surrogate(proximity, _tell, f"{scale}_stderr", solving),
+        plan,
+        key=key,
+        width=width,
+        num_samples=num_samples,
+        tolerance=tolerance,
+        progress=progress,
     )
-    given = (scene, nest.coarse, maps, key, width, penalties)
-    sizes = nest.sizes
-    if tolerance is None:
-        found = _explain(model, given, num_samples, settings, sizes)
-    else:
-        surrogate.check_tolerance(tolerance, model, scene)
-        base = _look(model, scene, score)
-
-        def more(moments: Moments, start: int, samples: int) -> Moments:
-            return _more(model, given, moments, base, start, samples, settings)
-
-        def finish(moments: Moments, samples: int) -> tuple[Mint, jax.Array]:
-            told = _finish(given, moments, base, samples, settings, sizes)
-            return told, told.coarse_stderr if scale == "coarse" else told.fine_stderr
-
-        found = surrogate.draw_until(
-            more, finish, surrogate.empty(scene), num_samples, tolerance, progress
-        )
-    if not isinstance(found.samples, Tracer):
-        check_answers(found.broken, int(found.samples))
-    return found if jnp.ndim(targets) == 2 else _single(found)
+    if jnp.ndim(targets) == 2:
+        return found
+    return without_targets(found, "fine_segments", "samples", "broken")
 
 
-class _Settings(NamedTuple):
-    """What is static."""
-
-    antithetic: bool
-    chunk: int
-    score: Score
-    control: bool
-    method: str
-    features: str
-    scale: str
-
-
-_Given = tuple[Scene, jax.Array, tuple[jax.Array, jax.Array], Any, Any, Penalties]
-_look = jax.jit(look_at_whole, static_argnums=2)
-
-
-def proximity(scene: Scene, width: Any) -> surrogate.Kernel:
+def proximity(scene: Scene, width: Any) -> Kernel:
     """Return h (8) of states; ‖X − Z‖² is a sum over what is hidden."""
     hides = ((scene.images - scene.filling) ** 2).sum(-1)
 
@@ -297,91 +273,35 @@ def proximity(scene: Scene, width: Any) -> surrogate.Kernel:
     return kernel
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3, 4))
-def _explain(
-    model: Model, given: _Given, count: int, settings: _Settings, sizes: tuple[int, int]
-) -> Mint:
-    scene = given[0]
-    base = look_at_whole(model, scene, settings.score)
-    moments = surrogate.empty(scene)
-    moments = _add(model, given, moments, base, 0, count, settings)
-    return _tell(given, moments, base, count, settings, sizes)
-
-
-def _add(
-    model: Model,
-    given: _Given,
-    moments: Moments,
-    base: jax.Array,
-    start: Any,
-    count: int,
-    settings: _Settings,
-) -> Moments:
-    scene, _, _, key, width, _ = given
-    draw = Draw(key, settings.antithetic, settings.chunk)
-    kernel = proximity(scene, width)
-    return surrogate.gather(
-        model, scene, moments, base, kernel, draw, count, start=start, score=settings.score
-    )
-
-
 def _tell(
-    given: _Given,
-    moments: Moments,
-    base: jax.Array,
-    count: Any,
-    settings: _Settings,
+    given: tuple[jax.Array, tuple[jax.Array, jax.Array], Penalties],
+    seen: Seen,
+    method: str,
+    normalised: bool,
+    scale: str,
     sizes: tuple[int, int],
 ) -> Mint:
     """Solve for the weights, and their errors."""
-    scene, coarse, maps, key, width, penalties = given
-    if settings.control:
-        draw = Draw(key, settings.antithetic, settings.chunk)
-        kernel = proximity(scene, width)
-        moments = surrogate.steady(scene, moments, base, kernel, draw, count)
-    problem = problems(scene, coarse, maps, moments, base, sizes, settings.features == "normalised")
-    found = solve(problem, penalties, count, settings.method)
-    broken = (moments.broken > 0) | ~jnp.isfinite(base).all(1)
-
-    def told(x: jax.Array) -> jax.Array:
-        return jnp.where(broken.reshape(-1, *(1,) * (x.ndim - 1)), jnp.nan, x)
-
-    of_scale: dict[str, Callable[[], tuple[jax.Array, jax.Array]]] = {
-        "coarse": lambda: (
-            _paint_each(told(found.coarse_importances), coarse),
-            _paint_each(told(found.coarse_stderr), coarse),
-        ),
-        "fine": lambda: (
-            paint(told(found.fine_importances), scene.segments),
-            paint(told(found.fine_stderr), scene.segments),
-        ),
-    }
-    heatmap, error = of_scale[settings.scale]()
-    numbers = {k: v if v.dtype == bool else told(v) for k, v in found._asdict().items()}
+    coarse, maps, penalties = given
+    scene = seen.scene
+    problem = problems(scene, coarse, maps, seen.steadied, seen.base, sizes, normalised)
+    found = solve(problem, penalties, seen.samples, method)
+    numbers = {k: v if v.dtype == bool else seen.told(v) for k, v in found._asdict().items()}
+    segments = coarse if scale == "coarse" else scene.segments
     return Mint(
-        heatmap=heatmap,
-        stderr=error,
+        heatmap=_paint_each(numbers[f"{scale}_importances"], segments),
+        stderr=_paint_each(numbers[f"{scale}_stderr"], segments),
         coarse_segments=coarse,
         fine_segments=scene.segments,
-        prediction=base,
-        samples=jnp.asarray(count, jnp.int32),
-        broken=moments.broken,
+        prediction=seen.base,
+        samples=jnp.asarray(seen.samples, jnp.int32),
+        broken=seen.moments.broken,
         **numbers,
     )
 
 
 def _paint_each(values: jax.Array, segments: jax.Array) -> jax.Array:
-    """(B, ..., S) on maps of labels (B, ..., H, W)."""
-    flat = values.reshape(-1, values.shape[-1])
-    painted = paint(flat, segments.reshape(-1, *segments.shape[-2:]))
-    return painted.reshape(segments.shape)
-
-
-def _single(found: Mint) -> Mint:
-    """Drop the axis of the targets."""
-    shared = ("fine_segments", "samples", "broken")
-    return Mint(**{k: v if k in shared else v[:, 0] for k, v in found._asdict().items()})
-
-
-_more = jax.jit(_add, static_argnums=(5, 6))
-_finish = jax.jit(_tell, static_argnums=(4, 5))
+    """(B, T, S) on maps of labels: those of each target (B, T, H, W), or of all (B, H, W)."""
+    if segments.ndim == 3:
+        return paint(values, segments)
+    return jax.vmap(paint)(values, segments)
