@@ -1,5 +1,6 @@
 """Settings of every test and doctest; they must stand before JAX or jaxplain is imported."""
 
+import functools
 import gc
 import os
 from pathlib import Path
@@ -34,6 +35,12 @@ STATED = [
     if "from jaxtyping import" in path.read_text()
 ]
 jaxtyping.install_import_hook(STATED, "beartype.beartype")
+
+from jax._src.interpreters import mlir  # noqa: E402
+
+# A program is lowered in an MLIR context of its own, and making that costs more time and memory than
+# lowering a small one. The tests lower thousands: one context serves them all.
+mlir.make_ir_context = functools.cache(mlir.make_ir_context)
 
 # The same examples everywhere, so that a failure is everybody's; "thorough" searches on.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=15)
