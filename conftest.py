@@ -38,8 +38,8 @@ jaxtyping.install_import_hook(STATED, "beartype.beartype")
 
 from jax._src.interpreters import mlir  # noqa: E402
 
-# A program is lowered in an MLIR context of its own, and making that costs more time and memory than
-# lowering a small one. The tests lower thousands: one context serves them all.
+# A program is lowered in an MLIR context of its own, and making that costs more time and memory
+# than lowering a small one. The tests lower thousands: one context serves them all.
 mlir.make_ir_context = functools.cache(mlir.make_ir_context)
 
 # The same examples everywhere, so that a failure is everybody's; "thorough" searches on.
