@@ -13,6 +13,7 @@
 - `saliency_detection`: precision, recall and error of a map as a detector of whole objects.
 - `fast_gradient_sign`, `rank_correlation`: attacked images, and how little a map should move.
 - `grid_energy`: the grid that strides leave in a map.
+- `jaxplain.evaluation.leaderboard`: one line a method with all that can be said of its maps.
 - `evaluate`: all of these for every method, with timings, as an `Evaluation`.
 """
 
@@ -35,6 +36,7 @@ from jaxplain.evaluation.localization import (
     Tuned,
     localize,
     localize_methods,
+    localize_true,
     tune,
 )
 from jaxplain.evaluation.mask_iou import THRESHOLDS, MaskIou, area_under, mask_iou
@@ -85,6 +87,7 @@ __all__ = [
     "insertion_deletion",
     "localize",
     "localize_methods",
+    "localize_true",
     "mask_iou",
     "min_max",
     "pointing_game",

@@ -67,7 +67,8 @@ class Localization(NamedTuple):
         localization_error: (K,) share of images in error when the first 1, 2 … K guesses count.
         classification_error: (K,) the same for the classes alone.
         hits: (N, K) whether each image's first 1, 2 … K guesses hold a right one, for intervals.
-        iou: (N, K) of each guess's box with the best box of the true class.
+        iou: (N, K) of each guess's box with the best box of the true class; NaN for a guess of
+            another class whose map nobody needed (`localize_true`).
     """
 
     localization_error: Float[np.ndarray, " k"]
@@ -172,6 +173,63 @@ def localize(
     return Localization(1 - hits.mean(0), 1 - known.mean(0), hits, iou)
 
 
+def localize_true(
+    heatmaps: Float[np.ndarray, "n h w"],
+    logits: Float[np.ndarray, "n c"],
+    labels: Int[np.ndarray, " n"],
+    boxes: Sequence[Any] | np.ndarray,
+    *,
+    tuning: int,
+    top: int = 5,
+    relative_to: str = "max",
+    part: str = "largest",
+) -> tuple[Tuned, Localization]:
+    """Tune on the first images and judge the others, from maps of the true class alone.
+
+    A guess of another class counts as an error whatever its box, so its map decides nothing: the
+    errors are those of `localize` with the maps of all guesses, at a fraction of the cost.
+
+    Args:
+        heatmaps: (N, H, W) maps of the true class.
+        logits: (N, classes) of the network, whose largest are the guesses.
+        labels: (N,) true classes.
+        boxes: for each image the boxes of its class.
+        tuning: images for the search of the threshold; the others are judged.
+        top: guesses an image.
+        relative_to: as in `heatmap_boxes`.
+        part: as in `heatmap_boxes`.
+
+    Returns:
+        The search and the errors.
+
+    Raises:
+        ValueError: no images to tune on or to judge, more guesses than classes, and as `localize`.
+
+    Example:
+        >>> maps = np.zeros((2, 8, 8), np.float32)
+        >>> maps[:, 2:6, 2:6] = 1.0
+        >>> truth = np.array([[2, 2, 6, 6], [0, 0, 2, 2]])
+        >>> tuned, found = localize_true(maps, np.eye(2), np.arange(2), truth, tuning=1, top=1)
+        >>> found.localization_error.tolist()
+        [1.0]
+    """
+    maps, labels = np.asarray(heatmaps), np.asarray(labels)
+    if not 0 < tuning < len(maps):
+        raise ValueError(f"tuning={tuning}; expected from 1 to {len(maps) - 1} of the images")
+    if not 1 <= top <= logits.shape[1]:
+        raise ValueError(f"top={top}; expected from 1 to {logits.shape[1]}, the number of classes")
+    truth = _truth(boxes, len(maps))
+    tuned = tune(maps[:tuning], truth[:tuning], relative_to=relative_to, part=part)
+    judged = labels[tuning:]
+    known = localize(maps[tuning:, None], judged[:, None], judged, truth[tuning:], tuned.rule)
+    guesses = np.argsort(-logits[tuning:], axis=1, kind="stable")[:, :top]
+    named = guesses == judged[:, None]
+    hits = np.logical_or.accumulate(named & known.hits, 1)
+    right = np.logical_or.accumulate(named, 1)
+    iou = np.where(named, known.iou, np.nan)
+    return tuned, Localization(1 - hits.mean(0), 1 - right.mean(0), hits, iou)
+
+
 def localize_methods(
     explain: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]],
     images: np.ndarray,
@@ -184,7 +242,7 @@ def localize_methods(
     relative_to: str = "max",
     part: str = "largest",
 ) -> dict[str, tuple[Tuned, Localization]]:
-    """Tune every method on the first images and judge it on the others.
+    """Tune every method on the first images and judge it on the others, as `localize_true` does.
 
     Args:
         explain: method name -> function of (images (B, H, W, C), classes (B,)) that returns maps
@@ -202,7 +260,7 @@ def localize_methods(
         Method name -> the search and the errors.
 
     Raises:
-        ValueError: no images to tune on or to judge, more guesses than classes, and as `localize`.
+        ValueError: as `localize_true`.
 
     Example:
         >>> images = np.zeros((2, 8, 8, 1), np.float32)
@@ -219,23 +277,19 @@ def localize_methods(
         raise ValueError(f"tuning={tuning}; expected from 1 to {len(images) - 1} of the images")
     if not 1 <= top <= logits.shape[1]:
         raise ValueError(f"top={top}; expected from 1 to {logits.shape[1]}, the number of classes")
-    truth = _truth(boxes, len(images))
-    guesses = np.argsort(-logits[tuning:], axis=1, kind="stable")[:, :top]
-    judged = images[tuning:]
-    results = {}
-    for name, method in explain.items():
-        tuned = tune(
-            np.asarray(method(images[:tuning], labels[:tuning])),
-            truth[:tuning],
+    return {
+        name: localize_true(
+            np.asarray(method(images, labels)),
+            logits,
+            labels,
+            boxes,
+            tuning=tuning,
+            top=top,
             relative_to=relative_to,
             part=part,
         )
-        maps = np.stack([np.asarray(method(judged, guesses[:, k])) for k in range(top)], 1)
-        results[name] = (
-            tuned,
-            localize(maps, guesses, labels[tuning:], truth[tuning:], tuned.rule),
-        )
-    return results
+        for name, method in explain.items()
+    }
 
 
 def _truth(boxes: Sequence[Any] | np.ndarray, count: int) -> list[np.ndarray]:

@@ -1,7 +1,5 @@
 """Draws a report: what is said comes from `content` and the glossary, where it stands from HTML."""
 
-import base64
-import hashlib
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,12 +10,10 @@ import numpy as np
 from jaxplain import plot
 from jaxplain.names import unknown
 from jaxplain.outputs import replacing
-from jaxplain.report import tables
+from jaxplain.report import frame, tables
 from jaxplain.report.content import Case, Explained, MethodEntry, Report, Section
 from jaxplain.report.drawings import bar_uri, map_uri, outline_uri, picture_uri, shade_uri
-from jaxplain.report.words import digits, duration, listed, percent, place
-
-TEMPLATES = Path(__file__).parent / "templates"
+from jaxplain.report.words import place
 
 
 def write_report(path: Path | str, report: Report) -> Path:
@@ -52,38 +48,18 @@ def render_report(report: Report) -> str:
     Raises:
         ValueError, TypeError: as `write_report`.
     """
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "percent": percent,
-        "duration": duration,
-        "digits": digits,
-        "listed": listed,
-    }
     glossary = read_glossary()
     rules = _Rules()
     sections = [
         _section(section, number, rules, glossary) for number, section in enumerate(report.sections)
     ]
-    style = (TEMPLATES / "report.css").read_text(encoding="utf-8") + "\n".join(rules.lines)
-    script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     cases = [case for section in report.sections for case in section.cases]
-    return environment.get_template("report.html.jinja").render(
+    return frame.render(
+        "report.html.jinja",
+        frame.text_of("report.css") + "\n".join(rules.lines),
+        frame.text_of("page.js") + frame.text_of("report.js"),
         report=report,
         sections=sections,
-        style=_inert(style),
-        script=_inert(script),
-        policy=(
-            f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; "
-            f"script-src '{_hash(script)}'; base-uri 'none'; form-action 'none'"
-        ),
         bars={signed: bar_uri(signed=signed) for signed in (False, True)},
         percentile=plot.PERCENTILE,
         evidence=any(case.mask is not None for case in cases),
@@ -99,7 +75,7 @@ def read_glossary() -> dict[str, Any]:
         >>> read_glossary()["metrics"]["energy"]["title"]
         'Energy inside'
     """
-    return tomllib.loads((TEMPLATES / "glossary.toml").read_text(encoding="utf-8"))
+    return tomllib.loads(frame.text_of("glossary.toml"))
 
 
 class _Rules:
@@ -246,14 +222,3 @@ def _inside(heatmap: np.ndarray, mask: np.ndarray) -> float | None:
     if positive.shape != mask.shape or positive.sum() == 0:
         return None
     return float(positive[mask].sum() / positive.sum())
-
-
-def _hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-def _inert(text: str) -> str:
-    """Return our own style or script, not escaped: it must not end its element early."""
-    if "</" in text:
-        raise ValueError("a style or script of the report contains '</'")
-    return text

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from jaxplain.evaluation.boxes import box_iou, heatmap_boxes
-from jaxplain.evaluation.localization import BoxRule, localize, localize_methods, tune
+from jaxplain.evaluation.localization import (
+    BoxRule,
+    localize,
+    localize_methods,
+    localize_true,
+    tune,
+)
 
 
 def blobs(boxes, size=16):
@@ -95,10 +101,40 @@ def test_methods_are_tuned_on_some_images_and_judged_on_others():
     found = localize_methods(
         {"good": good, "blind": blind}, images, logits, labels, TRUTH, tuning=1, top=2
     )
-    assert calls == [(1, [2]), (2, [0, 1]), (2, [1, 2])]
+    # The true class of every image, and no other map.
+    assert calls == [(3, [2, 0, 2])]
     assert found["good"][1].localization_error.tolist() == [0.5, 0.0]
     assert found["good"][1].classification_error.tolist() == [0.5, 0.0]
     assert found["blind"][1].localization_error.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(("relative_to", "part"), [("max", "largest"), ("mean", "all")])
+def test_maps_of_the_true_class_decide_all_errors(relative_to, part):
+    """Against `localize`, which is given the map of every guess."""
+    rng = np.random.default_rng(5)
+    images, classes, tuning, top = 60, 4, 20, 3
+    labels = rng.integers(0, classes, images)
+    logits = rng.normal(size=(images, classes)) + 1.5 * np.eye(classes)[labels]
+    corners = rng.integers(0, 9, (images, 2))
+    boxes = np.concatenate([corners, corners + 6], 1)
+    maps = rng.random((images, classes, 16, 16)).astype(np.float32) * 0.3
+    for i in range(images):
+        for j in range(classes):
+            top_, left = boxes[i, :2] + rng.integers(0, 4, 2)
+            maps[i, j, top_ : top_ + 6, left : left + 6] += 1
+    options = {"relative_to": relative_to, "part": part}
+    true = maps[np.arange(images), labels]
+    tuned, found = localize_true(true, logits, labels, boxes, tuning=tuning, top=top, **options)
+    guesses = np.argsort(-logits[tuning:], 1)[:, :top]
+    every = maps[np.arange(tuning, images)[:, None], guesses]
+    expected = localize(every, guesses, labels[tuning:], boxes[tuning:], tuned.rule)
+    np.testing.assert_array_equal(found.localization_error, expected.localization_error)
+    np.testing.assert_array_equal(found.classification_error, expected.classification_error)
+    np.testing.assert_array_equal(found.hits, expected.hits)
+    named = guesses == labels[tuning:, None]
+    np.testing.assert_array_equal(found.iou[named], expected.iou[named])
+    assert np.isnan(found.iou[~named]).all()
+    assert 0.1 < found.localization_error[0] < 0.9
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ which `--help` lists them.
 """
 
 # isort: off
-from jaxplain.cli.commands import explaining, listing, training, fitting
+from jaxplain.cli.commands import explaining, scoring, listing, training, fitting
 from jaxplain.cli.commands.program import app
 # isort: on
 
-__all__ = ["app", "explaining", "fitting", "listing", "training"]
+__all__ = ["app", "explaining", "fitting", "listing", "scoring", "training"]
