@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,21 @@ import numpy as np
 
 from jaxplain.cli import compilation, facts
 from jaxplain.cli.console import note, progress, say, show_table, table
-from jaxplain.cli.explain import explain_all
-from jaxplain.cli.maps import Maps
+from jaxplain.cli.explain import tell_skipped
+from jaxplain.cli.maps import Maps, Task, run_methods
 from jaxplain.cli.scoring import score
 from jaxplain.outputs import check_writable
-from jaxplain.report import Case, Explained, Report, Scores, Section, digits, duration, write_report
+from jaxplain.report import (
+    Case,
+    Explained,
+    MethodEntry,
+    Report,
+    Scores,
+    Section,
+    digits,
+    duration,
+    write_report,
+)
 
 if TYPE_CHECKING:
     from jaxplain.methods import Method
@@ -110,19 +121,31 @@ def run(*, out: Path, flowers: int, seed: int, chunk: int | None, cache: bool) -
     Raises:
         OSError: `out` cannot be written.
     """
-    from jaxplain.models import load_model
-
     began = time.perf_counter()
     check_writable(out)
     compilation.keep(option=cache)
-    sections = []
-    for exhibit in EXHIBITS:
-        model = load_model(exhibit.model)
-        sections.append(
-            explain_exhibit(
-                exhibit, model, held_out(exhibit, flowers), seed=seed, chunk=chunk or CHUNK
+    first, second, small = EXHIBITS
+    chunk = chunk or CHUNK
+    options = {"seed": seed, "chunk": chunk}
+    steps = len(affordable()) * -(-flowers // 2 // chunk)
+    # What one network's methods wait for, Python at times and the processor at others, leaves room
+    # for something else: the scores of the first flowers and the digits stand beside the second.
+    with ThreadPoolExecutor(1) as aside:
+        drawn = [aside.submit(held_out, exhibit, flowers) for exhibit in EXHIBITS]
+        with progress(steps) as advance:
+            seen = [explain_exhibit(first, drawn[0].result(), **options, tick=advance)]
+        scoring = aside.submit(score_exhibit, seen[0], seed=seed)
+        last = aside.submit(explain_exhibit, small, drawn[2].result(), **options)
+        with progress(steps) as advance:
+            seen.append(
+                explain_exhibit(
+                    second, drawn[1].result(), **options, tick=advance, alone=lambda: wait([last])
+                )
             )
-        )
+    with progress(len(seen[1].found)) as advance:
+        scored = [scoring.result(), score_exhibit(seen[1], seed=seed, tick=advance), NO_SCORES]
+    seen.append(last.result())
+    sections = [make_section(*each) for each in zip(seen, scored, strict=True)]
     made = facts.of_the_run(seed=seed, seconds=time.perf_counter() - began)
     lead = (
         "Three small classifiers, explained by every method of jaxplain on pictures that they had "
@@ -152,61 +175,119 @@ def held_out(exhibit: Exhibit, flowers: int) -> Shown:
     return Shown(test.images[rows, ..., 0], test.labels[rows], None, "digit")
 
 
-def explain_exhibit(
-    exhibit: Exhibit, model: "Model", shown: Shown, *, seed: int, chunk: int
-) -> Section:
-    """Return a network's section: the true class of every picture explained by every method."""
-    from jaxplain.methods import METHODS
-    from jaxplain.models import parameter_count
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """A network's pictures, explained.
 
+    Attributes:
+        exhibit: the network.
+        model: the same, loaded.
+        methods: name -> method, with the options that it had.
+        shown: the pictures.
+        chances: (N, classes) the probabilities that it gave.
+        found: method name -> maps of the true classes.
+        skipped: title -> reason of methods that were left out.
+    """
+
+    exhibit: Exhibit
+    model: "Model"
+    methods: Mapping[str, "Method"]
+    shown: Shown
+    chances: np.ndarray
+    found: Mapping[str, Maps]
+    skipped: Mapping[str, str]
+
+
+Scored = tuple[Scores | None, Sequence[MethodEntry]]
+NO_SCORES: Scored = (None, ())
+
+
+def explain_exhibit(
+    exhibit: Exhibit,
+    shown: Shown,
+    *,
+    seed: int,
+    chunk: int,
+    tick: Callable[[str], None] = lambda title: None,
+    alone: Callable[[], object] = lambda: None,
+) -> Seen:
+    """Explain the true class of every picture by every method."""
+    from jaxplain.methods import METHODS
+    from jaxplain.models import load_model
+
+    model = load_model(exhibit.model)
     assert model.preprocessing is not None
-    methods = {name: method for name, method in METHODS.items() if not method.costly}
+    methods = affordable() if exhibit.variant is None else quicker(affordable())
     note(f"{exhibit.model}: {len(methods)} methods on {len(shown.pictures)} held-out pictures")
     images = model.preprocessing.batch(list(shown.pictures))
     chances = facts.probabilities(model, images, chunk=chunk)
+    common, chosen = model, methods
     if exhibit.variant is not None:
-        methods = fitted(quicker(methods), model)
-    found, skipped = explain_all(
-        list(methods.values()),
-        model if exhibit.variant is None else widened(model, WIDEST),
-        images,
-        shown.labels,
-        seed=seed,
-        chunk=chunk,
-        layer=None,
+        common, chosen = widened(model, WIDEST), fitted(methods, model)
+    found, skipped = run_methods(
+        list(chosen.values()),
+        Task(common, images, shown.labels, seed, chunk),
         forgiving=True,
+        tick=tick,
+        alone=alone,
     )
-    scores, yardsticks = None, []
-    if shown.masks is not None:
-        with progress(len(found)) as advance:
-            scores, yardsticks = score(
-                METHODS,
-                found,
-                shown.masks,
-                shown.labels,
-                model.class_names,
-                seed=seed,
-                tick=lambda name: advance(f"scoring {METHODS[name].title}"),
-            )
-    correct = chances.argmax(1) == shown.labels
+    tell_skipped(common, found, skipped)
+    skipped |= left_out(METHODS.values())
+    return Seen(exhibit, model, methods, shown, chances, found, skipped)
+
+
+def affordable() -> dict[str, "Method"]:
+    """Return the methods of the demo."""
+    from jaxplain.methods import METHODS
+
+    return {name: method for name, method in METHODS.items() if not method.costly}
+
+
+def score_exhibit(
+    seen: Seen, *, seed: int, tick: Callable[[str], None] = lambda title: None
+) -> Scored:
+    """Return the scores of a network's maps, and the lines of maps that know nothing."""
+    from jaxplain.methods import METHODS
+
+    assert seen.shown.masks is not None
+    return score(
+        METHODS,
+        seen.found,
+        seen.shown.masks,
+        seen.shown.labels,
+        seen.model.class_names,
+        seed=seed,
+        tick=lambda name: tick(f"scoring {METHODS[name].title}"),
+    )
+
+
+def make_section(seen: Seen, scored: Scored) -> Section:
+    """Return a network's section of the report."""
+    from jaxplain.models import parameter_count
+
+    scores, yardsticks = scored
+    model, shown = seen.model, seen.shown
+    correct = seen.chances.argmax(1) == shown.labels
     entries = [
-        facts.entry(METHODS[name], maps, METHODS[name].layer_read(model))
-        for name, maps in found.items()
+        facts.entry(seen.methods[name], maps, seen.methods[name].layer_read(model))
+        for name, maps in seen.found.items()
     ]
     return Section(
-        title=exhibit.title,
-        description=exhibit.description,
+        title=seen.exhibit.title,
+        description=seen.exhibit.description,
         class_names=model.class_names,
         methods=[*entries, *yardsticks],
-        cases=[make_case(shown, chances, found, row) for row in chosen_rows(shown, correct)],
+        cases=[
+            make_case(shown, seen.chances, seen.found, row) for row in chosen_rows(shown, correct)
+        ],
         facts={
-            "Network": exhibit.model,
+            "Network": seen.exhibit.model,
             "Right on these pictures": f"{correct.sum()} of {len(correct)}",
             "Parameters": f"{parameter_count(model):,}",
             "Layer of CAM methods": model.default_layer or "–",
         },
         scores=scores,
-        skipped={**skipped, **left_out(METHODS.values())},
+        skipped=seen.skipped,
     )
 
 

@@ -204,7 +204,7 @@ def explain_all(
     layer: str | None,
     forgiving: bool,
 ) -> tuple[dict[str, Maps], dict[str, str]]:
-    """Explain the images with every method.
+    """Explain the images with every method, showing how far it is.
 
     Returns:
         Method name -> maps, and title -> reason of methods that cannot explain this network. Those
@@ -216,13 +216,22 @@ def explain_all(
     task = Task(model, images, targets, seed, chunk, layer)
     with progress(len(chosen) * task.batches) as advance:
         found, skipped = run_methods(chosen, task, forgiving=forgiving, tick=advance)
+    tell_skipped(model, found, skipped)
+    return found, skipped
+
+
+def tell_skipped(model: "Model", found: Mapping[str, Maps], skipped: Mapping[str, str]) -> None:
+    """Say which methods were left out, and why.
+
+    Raises:
+        ValueError: no method is left.
+    """
     for title, reason in skipped.items():
         note(f"{title} left out: {reason}")
     if not found:
         raise ValueError(
             f"no method can explain model {model.name!r}: {'; '.join(skipped.values())}"
         )
-    return found, skipped
 
 
 def make_cases(

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -82,17 +82,20 @@ def run_methods(
     *,
     forgiving: bool = False,
     tick: Callable[[str], None] = lambda title: None,
+    alone: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, Maps], dict[str, str]]:
     """Explain the images with every method.
 
-    The first batches, in which methods are traced and compiled, run side by side. The second ones
-    run one after the other, so that their times can be believed; then the others side by side.
+    The first batches, in which methods are traced and compiled, run side by side, and beside them
+    the others of the methods that are ready. The second ones come last, one after the other and
+    with nothing beside them, so that their times can be believed.
 
     Args:
         methods: lines of METHODS.
         task: what to explain.
         forgiving: whether to leave out the methods that refuse this network.
         tick: called with the method's title after every batch.
+        alone: called before the batches that are timed; returns once nothing else runs.
 
     Returns:
         Method name -> maps, and title -> reason of what was left out.
@@ -101,11 +104,15 @@ def run_methods(
         ValueError: a method refuses and not `forgiving`, or gives a map that is not finite.
     """
     skipped: dict[str, str] = {}
-    parts: dict[str, list[Batch]] = {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    parts: dict[str, dict[int, Batch]] = {}
+    made: list[Method] = []
+    others: list[tuple[Method, int, Future[Batch]]] = []
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as tracing,
+        ThreadPoolExecutor(os.cpu_count()) as running,
+    ):
         try:
-            started = [(method, pool.submit(run_first, method, task)) for method in methods]
-            made = []
+            started = [(method, tracing.submit(run_first, method, task)) for method in methods]
             for method, future in started:
                 try:
                     bound, first = future.result()
@@ -115,23 +122,28 @@ def run_methods(
                     skipped[method.title] = str(error)
                 else:
                     made.append(bound)
-                    parts[method.name] = [first]
+                    parts[bound.name] = {0: first}
+                    others += [
+                        (bound, number, running.submit(run_batch, bound, task, number))
+                        for number in range(2, task.batches)
+                    ]
                 tick(method.title)
-            if task.batches > 1:
-                for method in made:
-                    parts[method.name].append(run_batch(method, task, 1))
-                    tick(method.title)
-            rest = [
-                (method, pool.submit(run_batch, method, task, number))
-                for method in made
-                for number in range(2, task.batches)
-            ]
-            for method, future in rest:
-                parts[method.name].append(future.result())
+            for method, number, future in others:
+                parts[method.name][number] = future.result()
                 tick(method.title)
         finally:
-            pool.shutdown(cancel_futures=True)
-    return {method.name: join(method, parts[method.name], task) for method in made}, skipped
+            tracing.shutdown(cancel_futures=True)
+            running.shutdown(cancel_futures=True)
+    if task.batches > 1:
+        alone()
+        for method in made:
+            parts[method.name][1] = run_batch(method, task, 1)
+            tick(method.title)
+    found = {
+        method.name: join(method, [part for _, part in sorted(parts[method.name].items())], task)
+        for method in made
+    }
+    return found, skipped
 
 
 def run_first(method: "Method", task: Task) -> tuple["Method", Batch]:

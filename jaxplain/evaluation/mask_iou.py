@@ -124,16 +124,17 @@ def _curves(heatmaps: jax.Array, masks: jax.Array, thresholds: jax.Array) -> jax
     def curve(image: tuple[jax.Array, jax.Array]) -> jax.Array:
         heatmap, mask = image
         scaled = min_max(heatmap).ravel()
-        # Counts as a product of matrices: several times faster than a sum for each threshold, and
-        # exact, for float32 has all whole numbers up to 16 million.
-        selected = (scaled[None] >= thresholds[:, None]).astype(jnp.float32)
-        counted = jnp.stack([mask.ravel(), jnp.ones(mask.size, bool)], 1).astype(jnp.float32)
-        both, chosen = jnp.matmul(selected, counted, precision=lax.Precision.HIGHEST).T
+        # Each pixel is counted once, at the highest threshold that it reaches and on its side of
+        # the mask: many times faster than a sum for each threshold.
+        reached = jnp.sum(scaled[:, None] >= thresholds[None], 1, dtype=jnp.int32)
+        counted = jnp.zeros((thresholds.size + 1, 2), jnp.int32)
+        counted = counted.at[reached, mask.ravel().astype(jnp.int32)].add(1)
+        above = jnp.cumsum(counted[::-1], 0)[-2::-1]
+        chosen, both = above.sum(1), above[:, 1]
         either = chosen + mask.sum() - both
         defined = mask.any() & ~jnp.isnan(scaled[0])
         return jnp.where(defined, both / jnp.maximum(either, 1), jnp.nan)
 
-    # One image at a time: its pixels are compared with all thresholds at once.
     return lax.map(curve, (heatmaps, masks))
 
 

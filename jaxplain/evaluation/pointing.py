@@ -71,23 +71,52 @@ def pointing_game(
         [1.0, 1.0, 0.0]
     """
     maps, truth = check_pair(heatmaps, masks)
+    return _hits(maps, within(truth, tolerance))
+
+
+def within(
+    masks: Bool[Array | np.ndarray, "n h w"], tolerance: float | int | None
+) -> Bool[Array, "n h w"]:
+    """Mark the pixels from which a maximum hits: those nearer to the mask than the tolerance.
+
+    With them for masks, the plain game (tolerance 0) gives what `pointing_game` gives with the
+    tolerance. So what many maps share is found once.
+
+    Args:
+        masks: (N, H, W) booleans.
+        tolerance: as in `pointing_game`.
+
+    Raises:
+        ValueError: the tolerance is negative or not finite.
+
+    Example:
+        >>> within(np.array([[[True, False, False, False]]]), 2.5).tolist()
+        [[[True, True, True, False]]]
+    """
+    height, width = masks.shape[1:]
     if tolerance is None:
-        tolerance = scaled_tolerance((maps.shape[1], maps.shape[2]))
+        tolerance = scaled_tolerance((height, width))
     if not (0 <= tolerance < math.inf):
         raise ValueError(f"tolerance is {tolerance}, expected a finite number of pixels, 0 or more")
     # Squared distances are integers, so "strictly below" is exact: d² < tolerance² as d² <= reach.
     reach = max(math.ceil(tolerance**2) - 1, 0)
+    if reach == 0:
+        return jnp.asarray(masks)
     # No two pixels are further apart than this.
-    reach = min(reach, maps.shape[1] ** 2 + maps.shape[2] ** 2)
-    return _hits(maps, truth, reach)
+    return _within(jnp.asarray(masks), min(reach, height**2 + width**2))
 
 
 @functools.partial(jax.jit, static_argnames="reach")
-def _hits(heatmaps: jax.Array, masks: jax.Array, reach: int) -> jax.Array:
+def _within(masks: jax.Array, reach: int) -> jax.Array:
+    return lax.map(lambda mask: _near(mask, reach), masks, batch_size=CHUNK)
+
+
+@jax.jit
+def _hits(heatmaps: jax.Array, masks: jax.Array) -> jax.Array:
     def share(image: tuple[jax.Array, jax.Array]) -> jax.Array:
         heatmap, mask = image
         peaks = heatmap == heatmap.max()
-        hits = jnp.sum(peaks & _near(mask, reach), dtype=jnp.int32)
+        hits = jnp.sum(peaks & mask, dtype=jnp.int32)
         score = hits / jnp.maximum(jnp.sum(peaks, dtype=jnp.int32), 1)
         return jnp.where(mask.any() & jnp.isfinite(heatmap).all(), score, jnp.nan)
 
@@ -96,8 +125,6 @@ def _hits(heatmaps: jax.Array, masks: jax.Array, reach: int) -> jax.Array:
 
 def _near(mask: jax.Array, reach: int) -> jax.Array:
     """Mark the pixels whose squared distance to the mask is at most `reach`; O(H W √reach)."""
-    if reach == 0:
-        return mask
     height, width = mask.shape
     far = height + width
     rows = jnp.arange(height, dtype=jnp.int32)[:, None]

@@ -7,6 +7,7 @@ A method is anything with `name` and `explain(model, images, targets, *, key, la
 has a `heatmap` (B, H, W); `title`, `random`, `layered` and `signed` are read where present.
 """
 
+import functools
 import statistics
 import time
 import zlib
@@ -259,7 +260,7 @@ def _measure(heatmaps: jax.Array, batch: Batch, task: Task) -> Measures:
     iou = mask_iou(heatmaps, batch.masks, thresholds=task.thresholds)
     measures = {
         "iou_area": iou.areas,
-        "pointing": pointing_game(heatmaps, batch.masks, tolerance=task.tolerance),
+        "pointing": pointing_game(heatmaps, batch.near, tolerance=0),
         "pointing_plain": pointing_game(heatmaps, batch.masks, tolerance=0),
         "energy": energy_inside(heatmaps, batch.masks),
         "curves": iou.curves,
@@ -278,21 +279,23 @@ def _means(
 ) -> dict[str, Any]:
     """Return the fields of `MethodResult` that are made of the measures of each image."""
     classes = int(labels.max()) + 1
+    measure = functools.partial(
+        class_means,
+        labels=labels,
+        num_classes=classes,
+        key=key,
+        resamples=resamples,
+        confidence=confidence,
+    )
+    # All measures at once, for they share the resampled images.
+    stacked = np.stack([measures[metric.name] for metric in METRICS])
+    means = jax.tree.map(np.asarray, jax.vmap(measure)(stacked))
     scores = {}
-    for metric in METRICS:
-        means = class_means(
-            measures[metric.name],
-            labels,
-            num_classes=classes,
-            key=key,
-            resamples=resamples,
-            confidence=confidence,
-        )
-        counts = np.asarray(means.counts)
-        columns = (*(np.asarray(bound) for bound in means.per_class), counts)
+    for row, metric in enumerate(METRICS):
+        mean, per_class, counts = jax.tree.map(lambda each, row=row: each[row], means)
         scores[metric.name] = Score(
-            _estimate(*means.mean, counts.sum()),
-            tuple(_estimate(*each) for each in zip(*columns, strict=True)),
+            _estimate(*mean, counts.sum()),
+            tuple(_estimate(*each) for each in zip(*per_class, counts, strict=True)),
         )
     return {
         "scores": scores,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxplain.evaluation.pointing import scaled_tolerance
+from jaxplain.evaluation.pointing import scaled_tolerance, within
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +20,7 @@ class Batch:
         images: (B, H, W, C).
         targets: (B,).
         masks: (B, H, W).
+        near: (B, H, W), the pixels that hit in the pointing game with its tolerance.
         kept: how many of them count; the others fill up the last batch.
     """
 
@@ -27,6 +28,7 @@ class Batch:
     images: jax.Array
     targets: jax.Array
     masks: jax.Array
+    near: jax.Array
     kept: int
 
 
@@ -38,6 +40,7 @@ class Task:
         images: (N, H, W, C) floats.
         targets: (N,) integers.
         masks: (N, H, W) booleans.
+        near: (N, H, W) booleans, the pixels that hit in the pointing game with its tolerance.
         batch_size: B, at most N.
         thresholds: of the IoU curves.
         tolerance: of the pointing game, in pixels.
@@ -46,6 +49,7 @@ class Task:
     images: jax.Array | np.ndarray
     targets: np.ndarray
     masks: jax.Array | np.ndarray
+    near: np.ndarray
     batch_size: int
     thresholds: tuple[float, ...]
     tolerance: float
@@ -69,6 +73,7 @@ class Task:
                 jnp.asarray(self.images[places]),
                 jnp.asarray(self.targets[places], jnp.int32),
                 jnp.asarray(self.masks[places]),
+                jnp.asarray(self.near[places]),
                 min(self.batch_size, self.count - start),
             )
 
@@ -132,6 +137,7 @@ def make_task(
         images,
         targets,
         masks,
+        np.asarray(within(masks, tolerance)),
         min(batch_size, len(images)),
         tuple(float(threshold) for threshold in thresholds),
         float(tolerance),
