@@ -79,6 +79,18 @@ def test_pictures_become_weights_that_explain(bars, tmp_path):
     refused(run("train", *_again(bars, path), "--out", path), "is the file of weights")
 
 
+def test_a_shipped_network_learns_other_pictures_from_the_beginning(bars, tmp_path):
+    words = ("--data", f"folder:{bars}", "--epochs", 3, "--batch-size", 8, "--out", "own")
+    (tmp_path / "own").mkdir()
+    result = run("train", "digits", *words)
+    assert result.exit_code == 0, result.output
+    model = load_model("own/digits.safetensors")
+    assert model.class_names == CLASSES
+    assert model.name == "digits"
+    picture = _read(sorted((bars / "right").glob("*.png"))[0])
+    assert model(model.preprocessing.batch([picture])).shape == (1, 2)
+
+
 def _read(picture):
     return np.asarray(Image.open(picture))
 
@@ -100,7 +112,9 @@ def _again(bars, path):
         (("--model", "digits", "--data", "digits", "--weights", "x"), "unknown weights 'x'"),
         (("--model", "digits", "--data", "digits", "--pictures", 3), "expected at least 10"),
         (("--model", "digits", "--data", "digits", "--image-size", 0), "image_size is 0"),
-        (("digits", "--data", "digits"), "where --data has no meaning"),
+        (("digits", "--pictures", 20), "where --pictures has no meaning"),
+        (("digits", "--data", "digits", "--head", "softmax"), "where --head has no meaning"),
+        (("digits", "--data", "folder:no"), "no such folder: 'no'"),
         (("digits", "--flip"), "where --flip has no meaning"),
     ],
 )

@@ -1,70 +1,39 @@
 """`jaxplain fit features`: the channels that tell a classifier's classes apart."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxplain.cli import compilation
 from jaxplain.cli.console import note, progress, say, show_table, table
-from jaxplain.cli.fit import Cut, asked_for, named_data
+from jaxplain.cli.fit import Cut, Fit
 from jaxplain.names import unknown
-from jaxplain.outputs import check_writable, replacing
+from jaxplain.outputs import replacing
 from jaxplain.report import duration
 
 if TYPE_CHECKING:
     from jaxplain.data.labelled import Pictures
-    from jaxplain.methods.interpretation import Progress, RelevantFeatures
+    from jaxplain.methods.interpretation import RelevantFeatures
     from jaxplain.model import Model
 
 SIZE = 8
 """Average images in a row of the montage."""
 
 
-@dataclass(frozen=True)
-class Request:
+@dataclass(frozen=True, kw_only=True)
+class Request(Fit):
     """What the user asked for; see `jaxplain fit features --help`."""
 
-    model: str
-    weights: str | None
-    data: str | None
-    layers: str
     skip_last: int
-    pictures: int | None
     mu: float
     pool: str
     labels: str | None
     squared: bool
     nonnegative: bool
-    batch_size: int
-    checkpoints: Path | None
-    every: int
-    out: Path | None
     montage: Path | None
     patches: int
-    seed: int
-    join: bool
-    coordinator: str | None
-    processes: int | None
-    process: int | None
-    cache: bool
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """Pictures as the network takes them, with labels: what a loader reads."""
-
-    cut: Cut
-    labels: np.ndarray | None
-
-    def __len__(self) -> int:
-        return len(self.cut)
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        example = self.cut[index]
-        return example if self.labels is None else example | {"label": self.labels[index]}
 
 
 def run(request: Request) -> None:
@@ -77,37 +46,21 @@ def run(request: Request) -> None:
 
     import jax
 
-    from jaxplain.data.loaders import batches
     from jaxplain.methods import interpretation
-    from jaxplain.models import MODELS, load_model
-    from jaxplain.sharding import data_mesh, join_processes
+    from jaxplain.sharding import data_mesh
 
     began = time.perf_counter()
-    others = (request.coordinator, request.processes, request.process)
-    joined = request.join or any(part is not None for part in others)
-    if joined:
-        join_processes(*others)
     if request.pool not in interpretation.POOLS:
         raise ValueError(unknown("pool", request.pool, interpretation.POOLS))
     if request.labels is not None and request.labels not in interpretation.LABELS:
         raise ValueError(unknown("labels", request.labels, interpretation.LABELS))
     if not request.mu > 0:
         raise ValueError(f"--mu is {request.mu}; expected above 0")
-    if request.montage is not None and joined:
+    out = request.begin(interpretation.SUFFIX, request.montage)
+    if request.montage is not None and request.together:
         raise ValueError("--montage is drawn by one process alone; leave it out")
-    out = request.out or Path(f"{request.model}.{interpretation.SUFFIX}")
-    for path in (out, request.montage):
-        if path is not None:
-            check_writable(path)
-    if request.checkpoints is not None:
-        check_writable(request.checkpoints / "state")
-    if request.model in MODELS:
-        named_data(request.model, request.data)  # which says that none are named
-    compilation.keep(option=request.cache)
-    model = load_model(request.model, weights=request.weights)
-    if model.preprocessing is None:
-        raise ValueError(f"model {model.name!r} has no preprocessing; it cannot read pictures")
-    layers = choose_layers(request.layers, model)
+    model = request.load()
+    layers = request.named_layers(model)
     blocks = interpretation.blocks(model, layers, skip_last=request.skip_last)
     source = open_labelled(request, model)
     mesh = data_mesh()
@@ -115,28 +68,10 @@ def run(request: Request) -> None:
         f"{request.model}: {len(source):,} pictures, {sum(b.channels for b in blocks):,} channels "
         f"of {len(blocks)} layers, devices: {mesh.size}"
     )
-
-    def stream() -> Iterator[Any]:
-        return batches(
-            source,
-            request.batch_size,
-            seed=request.seed,
-            shuffle=True,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-
-    with progress(len(source)) as advance:
-
-        def show(now: "Progress") -> None:
-            text = f"{request.model}: pictures"
-            if now.resumed:
-                text += f" (from {now.resumed:,})"
-            advance(text, done=now.images, total=len(source))
-
+    with request.watched(len(source)) as show:
         statistics = interpretation.gather(
             model,
-            stream(),
+            request.stream(source),
             [block.layer for block in blocks],
             squared=request.squared,
             mesh=mesh,
@@ -156,32 +91,14 @@ def run(request: Request) -> None:
     interpretation.save(out, found)
     show_features(found, model.class_names)
     if request.montage is not None:
-        draw(model, found, stream(), request, len(source))
+        draw(model, found, request.stream(source), request, len(source))
     say(f"selected in {duration(time.perf_counter() - began)}")
     for path in (out, request.montage):
         if path is not None:
             say(path)
 
 
-def choose_layers(text: str, model: "Model") -> list[str] | None:
-    """Return the layers that `text` names; None for all.
-
-    Raises:
-        ValueError: a layer that the model lacks, or none.
-    """
-    if text.strip() == "all":
-        return None
-    known = [layer.name for layer in model.layers()]
-    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    for name in names:
-        if name not in known:
-            raise ValueError(unknown("layer", name, [*known, "all"]))
-    if not names:
-        raise ValueError("--layers names none; expected all, or names with commas")
-    return names
-
-
-def open_labelled(request: Request, model: "Model") -> Labelled:
+def open_labelled(request: Request, model: "Model") -> Cut:
     """Return the pictures to learn from, with their labels unless the network's own are asked for.
 
     Raises:
@@ -190,21 +107,13 @@ def open_labelled(request: Request, model: "Model") -> Labelled:
         OSError: they cannot be read.
     """
     from jaxplain.data.labelled import Chosen
-    from jaxplain.training import open_data
 
-    data = open_data(
-        named_data(request.model, request.data),
-        multilabel=True,
-        pictures=asked_for(request.pictures),
-        seed=request.seed,
-    )
-    count = len(data.train.labels)
-    rows = np.arange(count if request.pictures is None else min(request.pictures, count))
+    data, rows = request.open()
+    labels = None
+    if request.labels != "predicted":
+        labels = match_labels(data.train, data.class_names, model)[rows]
     assert model.preprocessing is not None
-    cut = Cut(Chosen(data.train.images, rows), model.preprocessing)
-    if request.labels == "predicted":
-        return Labelled(cut, None)
-    return Labelled(cut, match_labels(data.train, data.class_names, model)[rows])
+    return Cut(Chosen(data.train.images, rows), model.preprocessing, labels)
 
 
 def match_labels(part: "Pictures", names: Sequence[str], model: "Model") -> np.ndarray:

@@ -58,6 +58,8 @@ def build_flowers(
 def train_classifier(
     name: str,
     *,
+    data: str | None = None,
+    pictures: int | None = None,
     out: Path,
     checkpoints: Path | None,
     epochs: int | None,
@@ -69,11 +71,12 @@ def train_classifier(
     """Train a classifier, write its weights and print how good it is.
 
     Raises:
-        ValueError: an unknown name, or a setting out of range.
-        OSError: a folder cannot be written.
+        ValueError: an unknown name, a setting out of range, or pictures that do not fit.
+        OSError: a folder cannot be written, or the pictures cannot be read.
     """
+    from jaxplain.models import find_architecture
     from jaxplain.models.weights import store
-    from jaxplain.training import find_recipe, train
+    from jaxplain.training import find_recipe, in_memory, open_data, train
 
     find_recipe(name)
     check_writable(out)
@@ -81,6 +84,10 @@ def train_classifier(
         check_writable(checkpoints / "state")
     compilation.keep(option=cache)
     note(f"{name}: preparing the pictures")
+    own = None
+    if data is not None:
+        named = open_data(data, pictures=pictures, seed=seed)
+        own = in_memory(named, find_architecture(name).preprocessing)
     with progress(0) as advance:
 
         def show(now: "Progress") -> None:
@@ -92,6 +99,7 @@ def train_classifier(
 
         result = train(
             name,
+            data=own,
             seed=seed,
             epochs=epochs,
             batch_size=batch_size,

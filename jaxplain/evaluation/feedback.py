@@ -29,7 +29,11 @@ PAPER_AREAS: Mapping[str, Mapping[str, float]] = {
 
 
 def feedback_methods(
-    features: RelevantFeatures, *, top: int = 3, feedback: Sequence[str] = tuple(TITLES)
+    features: RelevantFeatures,
+    *,
+    top: int = 3,
+    feedback: Sequence[str] = tuple(TITLES),
+    smoothing: float = 0.0,
 ) -> tuple[Method, ...]:
     """Return the ways to show features, as methods for `evaluate`.
 
@@ -37,6 +41,7 @@ def feedback_methods(
         features: what is shown.
         top: how many of them in each image.
         feedback: which ways, by the names of `interpretation.explain`.
+        smoothing: as in `interpretation.explain`, of all ways alike.
 
     Example:
         >>> from jaxplain.methods.interpretation import shipped
@@ -50,7 +55,7 @@ def feedback_methods(
             method,
             name=name,
             title=TITLES[name],
-            options=(("feedback", name), ("top", top)),
+            options=(("feedback", name), ("top", top), ("smoothing", smoothing)),
             importance=features,
         )
         for name in feedback

@@ -6,7 +6,7 @@ from jaxplain.training.finetune import FineTuning, fine_tune
 from jaxplain.training.fit import TrainResult, fit, train
 from jaxplain.training.loop import Epoch, Progress
 from jaxplain.training.recipes import RECIPES, Recipe, find_recipe, load_data
-from jaxplain.training.sources import open_data
+from jaxplain.training.sources import in_memory, open_data
 
 __all__ = [
     "RECIPES",
@@ -22,6 +22,7 @@ __all__ = [
     "find_recipe",
     "fine_tune",
     "fit",
+    "in_memory",
     "load_data",
     "open_data",
     "train",

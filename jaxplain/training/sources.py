@@ -5,6 +5,7 @@ import numpy as np
 from jaxplain.data import SPLITS
 from jaxplain.data.labelled import TEST, VALIDATION, Chosen, Data, Pictures, several
 from jaxplain.names import unknown
+from jaxplain.preprocessing import Preprocessing
 from jaxplain.training.recipes import RECIPES, load_data
 
 FOLDER, PREPARED = "folder:", "tfds:"
@@ -51,6 +52,29 @@ def open_data(
         asked = None if pictures is None else tuple(counts.values())
         data = _labelled(load_data(recipes[source], asked), multilabel)
     return data if pictures is None else _fewer(data, counts, seed)
+
+
+def in_memory(data: Data, preprocessing: Preprocessing) -> Data:
+    """Return data whose pictures are read, and cut to what a network sees: (n, H, W, C) uint8.
+
+    Raises:
+        OSError, ValueError: a picture cannot be read.
+
+    Example:
+        >>> from jaxplain.models import find_architecture
+        >>> takes = find_architecture("digits").preprocessing
+        >>> data = in_memory(open_data("digits", pictures=20), takes)
+        >>> data.test.images.shape, data.test.images.dtype
+        ((4, 28, 28, 1), dtype('uint8'))
+    """
+
+    def read(part: Pictures) -> Pictures:
+        found = np.empty((len(part.images), *preprocessing.input_shape), np.uint8)
+        for index in range(len(found)):
+            found[index] = preprocessing.cut(part.images[index])
+        return Pictures(found, part.labels)
+
+    return Data(*(read(part) for part in data[:3]), class_names=data.class_names)
 
 
 def _labelled(data: Data, multilabel: bool) -> Data:

@@ -88,7 +88,7 @@ def fit_channels(
     result, interrupted or not.
     """
     del debug
-    from jaxplain.cli.fit import Request, run
+    from jaxplain.cli.channels import Request, run
 
     run(
         Request(

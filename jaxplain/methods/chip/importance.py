@@ -1,20 +1,23 @@
 """`ChipImportance`: what a fit finds, and its file."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxplain.methods.fingerprint import fingerprint
+from jaxplain.methods.fitted import Fitted
 from jaxplain.model import Model
 
-KIND = "chip"
+KIND = Fitted(
+    "chip",
+    "layers",
+    "importances of CHIP",
+    "CHIP needs importances",
+    "fit them with jaxplain.chip.fit",
+)
 _ARRAYS = ("weights", "gap", "kkt", "converged", "weight", "predicted")
 
 
@@ -100,12 +103,10 @@ def save(path: str | Path, importances: ChipImportance | Importances) -> None:
         >>> bool((again["conv2"].weights == found["conv2"].weights).all())
         True
     """
-    from jaxplain.models.weights.safetensors_file import OWN_FORMAT, write_safetensors
-
     if isinstance(importances, ChipImportance):
         importances = {importances.layer: importances}
     arrays = {
-        f"{number}/{name}": np.asarray(getattr(importance, name))
+        f"{number}/{name}": getattr(importance, name)
         for number, importance in enumerate(importances.values())
         for name in _ARRAYS
     }
@@ -113,9 +114,7 @@ def save(path: str | Path, importances: ChipImportance | Importances) -> None:
         {"layer": i.layer, "path": i.path, "settings": dataclasses.asdict(i.settings)}
         for i in importances.values()
     ]
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    metadata = {"format": OWN_FORMAT, "kind": KIND, "layers": json.dumps(told)}
-    write_safetensors(path, arrays, metadata)
+    KIND.write(path, arrays, told)
 
 
 def load(path: str | Path) -> dict[str, ChipImportance]:
@@ -125,26 +124,16 @@ def load(path: str | Path) -> dict[str, ChipImportance]:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, or no file of importances.
     """
-    from jaxplain.models.weights.safetensors_file import read_safetensors
+    return KIND.read(path, _importances)
 
-    tensors, metadata = read_safetensors(path)
-    if metadata.get("kind") != KIND:
-        raise ValueError(
-            f"{path} holds no importances of CHIP; expected what `jaxplain fit chip` wrote"
-        )
+
+def _importances(arrays: Mapping[str, jax.Array], told: Any) -> dict[str, ChipImportance]:
     found = {}
-    try:
-        for number, told in enumerate(json.loads(metadata["layers"])):
-            arrays = {
-                name: jnp.concatenate([rows for _, rows in tensors[f"{number}/{name}"].pieces()])
-                for name in _ARRAYS
-            }
-            settings = Settings(**told["settings"])
-            found[told["layer"]] = ChipImportance(
-                **arrays, layer=told["layer"], path=told["path"], settings=settings
-            )
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} holds importances of another version: {error!r}") from error
+    for number, one in enumerate(told):
+        own = {name: arrays[f"{number}/{name}"] for name in _ARRAYS}
+        found[one["layer"]] = ChipImportance(
+            **own, layer=one["layer"], path=one["path"], settings=Settings(**one["settings"])
+        )
     return found
 
 
@@ -159,29 +148,14 @@ def shipped(model: Model) -> dict[str, ChipImportance]:
         >>> list(shipped(load_model("digits")))
         ['conv1', 'pool1', 'conv2', 'pool2', 'conv3']
     """
-    from importlib import resources
-
-    place = resources.files("jaxplain.models.weights") / f"{model.name}.chip.safetensors"
-    if not model.name or not place.is_file():
-        raise ValueError(_not_fitted(model, "none ship with it"))
-    with resources.as_file(place) as path:
-        found = load(path)
+    found = KIND.shipped(model, load)
     check_model(model, found, "those that ship are for other weights")
     return found
 
 
 def check_model(model: Model, importances: Importances, reason: str) -> None:
     """Raise ValueError unless importances were fitted for a model with these parameters."""
-    own = fingerprint(model)
-    if any(importance.settings.fingerprint != own for importance in importances.values()):
-        raise ValueError(_not_fitted(model, reason))
-
-
-def _not_fitted(model: Model, reason: str) -> str:
-    return (
-        f"CHIP needs importances of model {model.name!r}, and {reason}: fit them with "
-        "jaxplain.chip.fit or `jaxplain fit chip`"
-    )
+    KIND.check(model, (i.settings.fingerprint for i in importances.values()), reason)
 
 
 def pick(importances: Any, layer: str, known: tuple[str, ...]) -> ChipImportance:

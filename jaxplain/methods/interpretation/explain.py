@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from jaxplain.methods.descent import gaussian_blur
 from jaxplain.methods.interpretation.descriptors import Block, describe
 from jaxplain.methods.interpretation.features import RelevantFeatures, check_features
 from jaxplain.methods.method import check_inputs, resize_maps
@@ -55,7 +56,7 @@ class Interpretation(NamedTuple):
 
 def _checked(function: Callable[P, R]) -> Callable[P, R]:
     """Check what is given and compile the function, as `explainer` does; features besides."""
-    compiled = jax.jit(function, static_argnames=("top", "feedback", "strict"))
+    compiled = jax.jit(function, static_argnames=("top", "feedback", "smoothing", "strict"))
 
     @functools.wraps(function)
     def checked(model: Model, images: Any, targets: Any, **options: Any) -> R:
@@ -76,6 +77,7 @@ def explain(
     importance: RelevantFeatures,
     top: int = 3,
     feedback: str = "unit_stride",
+    smoothing: float = 0.0,
     strict: bool = True,
 ) -> Interpretation:
     """Return the features that a class rests on in each image, with their maps.
@@ -94,6 +96,9 @@ def explain(
         feedback: "unit_stride"; "unit_stride_pooling" for strides of pooling, too; "guided" for
             guided backprop; "activation" for the channel itself, enlarged bilinearly (zero for
             features of layers without positions, where there is nothing to enlarge).
+        smoothing: standard deviation in pixels of a Gaussian that each map is blurred with; the
+            paper has none. ReLUs and maximum pooling hand what arrives to single pixels: a stride
+            of one fills no gaps between those, and a blur does (docs/visual-explanation.md).
         strict: as in `backpropagate`.
 
     Returns:
@@ -120,6 +125,8 @@ def explain(
         raise ValueError(f"top is {top}; expected at least 1")
     if feedback not in FEEDBACK:
         raise ValueError(unknown("feedback", feedback, FEEDBACK))
+    if not 0 <= smoothing < float("inf"):
+        raise ValueError(f"smoothing is {smoothing}; expected 0 or more")
     sweep = Sweep(model, images)
     blocks = importance.blocks
     _check_model(sweep, importance)
@@ -146,6 +153,9 @@ def explain(
             return _length(jnp.maximum(arrived, 0))
 
         maps = jnp.moveaxis(jax.vmap(back)(marks), 0, 1)
+    if smoothing > 0:
+        several = maps.reshape(-1, *size, 1)
+        maps = gaussian_blur(several, smoothing).reshape(maps.shape)
     maps = _unit_range(maps) * (shown > 0)[..., None, None]
     # NaN where a class does not exist: what is no answer must not look like one.
     maps = jnp.where(jnp.isnan(shown)[..., None, None], jnp.nan, maps)

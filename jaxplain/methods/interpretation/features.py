@@ -1,22 +1,27 @@
 """`RelevantFeatures`: which channels tell the classes apart, and their file."""
 
 import dataclasses
-import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxplain.methods.fingerprint import fingerprint
+from jaxplain.methods.fitted import Fitted
 from jaxplain.methods.interpretation.descriptors import Block, Kind
 from jaxplain.model import Model
 
-KIND = "features"
-SUFFIX = "features.safetensors"
+KIND = Fitted(
+    "features",
+    "features",
+    "relevant features",
+    "interpretation needs relevant features",
+    "select them with jaxplain.interpretation.gather and select,",
+)
+SUFFIX = KIND.suffix
 _ARRAYS = ("weights", "gap", "kkt", "converged", "images")
 
 
@@ -188,16 +193,11 @@ def save(path: str | Path, features: RelevantFeatures) -> None:
         >>> again.settings == found.settings, bool((again.weights == found.weights).all())
         (True, True)
     """
-    from jaxplain.models.weights.safetensors_file import OWN_FORMAT, write_safetensors
-
-    arrays = {name: np.asarray(getattr(features, name)) for name in _ARRAYS}
     told = {
         "blocks": [list(block) for block in features.blocks],
         "settings": dataclasses.asdict(features.settings),
     }
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    metadata = {"format": OWN_FORMAT, "kind": KIND, "features": json.dumps(told)}
-    write_safetensors(path, arrays, metadata)
+    KIND.write(path, {name: getattr(features, name) for name in _ARRAYS}, told)
 
 
 def load(path: str | Path) -> RelevantFeatures:
@@ -207,22 +207,13 @@ def load(path: str | Path) -> RelevantFeatures:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, or no file of features.
     """
-    from jaxplain.models.weights.safetensors_file import read_safetensors
+    return KIND.read(path, _features)
 
-    tensors, metadata = read_safetensors(path)
-    if metadata.get("kind") != KIND:
-        raise ValueError(
-            f"{path} holds no relevant features; expected what `jaxplain fit features` wrote"
-        )
-    try:
-        told = json.loads(metadata["features"])
-        arrays = {
-            name: jnp.concatenate([rows for _, rows in tensors[name].pieces()]) for name in _ARRAYS
-        }
-        blocks = tuple(Block(*block) for block in told["blocks"])
-        return RelevantFeatures(**arrays, blocks=blocks, settings=Settings(**told["settings"]))
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} holds features of another version: {error!r}") from error
+
+def _features(arrays: Mapping[str, jax.Array], told: Any) -> RelevantFeatures:
+    own = {name: arrays[name] for name in _ARRAYS}
+    blocks = tuple(Block(*block) for block in told["blocks"])
+    return RelevantFeatures(**own, blocks=blocks, settings=Settings(**told["settings"]))
 
 
 def shipped(model: Model) -> RelevantFeatures:
@@ -236,21 +227,14 @@ def shipped(model: Model) -> RelevantFeatures:
         >>> shipped(load_model("digits")).settings.mu
         10.0
     """
-    from importlib import resources
-
-    place = resources.files("jaxplain.models.weights") / f"{model.name}.{SUFFIX}"
-    if not model.name or not place.is_file():
-        raise ValueError(_not_fitted(model, "none ship with it"))
-    with resources.as_file(place) as path:
-        found = load(path)
+    found = KIND.shipped(model, load)
     check_model(model, found, "those that ship are for other weights")
     return found
 
 
 def check_model(model: Model, features: RelevantFeatures, reason: str) -> None:
     """Raise ValueError unless features were selected for a model with these parameters."""
-    if features.settings.fingerprint != fingerprint(model):
-        raise ValueError(_not_fitted(model, reason))
+    KIND.check(model, [features.settings.fingerprint], reason)
 
 
 def check_features(features: object, targets: jax.Array) -> None:
@@ -276,10 +260,3 @@ def check_features(features: object, targets: jax.Array) -> None:
 
 def _classes_without_images(features: RelevantFeatures) -> set[int]:
     return set(np.flatnonzero(np.asarray(features.images) == 0).tolist())
-
-
-def _not_fitted(model: Model, reason: str) -> str:
-    return (
-        f"interpretation needs relevant features of model {model.name!r}, and {reason}: select "
-        "them with jaxplain.interpretation.gather and select, or `jaxplain fit features`"
-    )

@@ -68,6 +68,23 @@ def test_without_strides_feedback_at_unit_stride_is_guided_backprop(own, found):
     np.testing.assert_array_equal(found.heatmap, guided.heatmap)
 
 
+def test_smoothing_blurs_each_map_and_leaves_its_range(own, found):
+    from scipy.ndimage import gaussian_filter1d
+
+    blurred = explain(small(), IMAGES, TARGETS, importance=own, smoothing=1.0)
+    np.testing.assert_array_equal(blurred.features, found.features)
+    # Only what lies inside of the picture is averaged.
+    maps, inside = np.asarray(found.maps, np.float64), np.ones(found.maps.shape)
+    for axis in (2, 3):
+        maps, inside = (
+            gaussian_filter1d(part, 1.0, axis=axis, mode="constant") for part in (maps, inside)
+        )
+    expected = maps / inside
+    low, high = expected.min((2, 3), keepdims=True), expected.max((2, 3), keepdims=True)
+    expected = (expected - low) / np.where(high > low, high - low, 1)
+    np.testing.assert_allclose(blurred.maps, expected, atol=1e-5)
+
+
 def test_activations_are_enlarged_and_dense_layers_have_none(own):
     shown = explain(small(), IMAGES, TARGETS, importance=own, feedback="activation", top=6)
     dense = np.vectorize(lambda i: own.feature(int(i)).kind == "dense")(shown.features)
@@ -95,6 +112,8 @@ def test_what_does_not_fit_is_refused_by_name(own):
             explain(small(), IMAGES, TARGETS, **{"importance": own, **options})
 
     refused("top is 0", top=0)
+    refused("smoothing is -1", smoothing=-1.0)
+    refused("smoothing is nan", smoothing=float("nan"))
     refused("unknown feedback 'guide'; nearest: guided", feedback="guide")
     refused("importance is a dict; expected RelevantFeatures", TypeError, importance={})
     refused("importance is for 2 classes", importance=features(small(), 2))
