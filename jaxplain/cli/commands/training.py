@@ -1,7 +1,8 @@
 """`jaxplain train` and `jaxplain data build`: classifiers, and the pictures they learn from."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,6 +14,7 @@ from jaxplain.cli.commands.program import app, data_app
     "train",
     epilog=EXAMPLES
     + "jaxplain train an8flower-single-6c --seed 1 --checkpoints runs/single --out own.safetensors"
+    + "\n\njaxplain train digits --data tfds:mnist --out mnist.safetensors"
     + "\n\njaxplain train --model resnet18 --data folder:flowers --out flowers.safetensors\n\n"
     + "jaxplain train --model vgg19 --data tfds:voc/2007 --head multilabel --batch-size 64 "
     + "--learning-rate 1e-4 --out voc.safetensors",
@@ -99,7 +101,8 @@ def train_model(
 ) -> None:
     """Trains a classifier, and says how good it is: one that ships anew, or a new head for any.
 
-    With --model and --data, a network learns your classes; jaxplain explain --weights takes it.
+    With --model and --data, a network learns your classes; jaxplain explain --weights takes it. A
+    name and --data train that network, from the beginning, on other pictures.
 
     The same command gives the same weights, interrupted or not.
     """
@@ -130,20 +133,20 @@ def train_model(
             **settings,
         )
         return
-    others = settings | {"model": model, "data": data, "pictures": pictures}
-    if unused := [
-        f"--{key.replace('_', '-')}" for key, value in others.items() if value is not None
-    ]:
-        raise typer.BadParameter(
-            f"{name} is trained as its recipe says, where {unused[0]} has no meaning; to fine-tune "
-            f"give --model and --data instead of a name"
-        )
+    refuse(
+        name,
+        settings | {"model": model} | ({} if data else {"pictures": pictures}),
+        "to fine-tune give --model and --data instead of a name",
+        how="as its recipe says",
+    )
     from jaxplain.cli.make import train_classifier
 
     if out is not None and out.is_dir():
         out = out / f"{name}.safetensors"
     train_classifier(
         name,
+        data=data,
+        pictures=pictures,
         out=out or Path(f"{name}.safetensors"),
         checkpoints=checkpoints,
         epochs=epochs,
@@ -152,6 +155,16 @@ def train_model(
         seed=seed,
         cache=not no_cache,
     )
+
+
+def refuse(name: str, options: Mapping[str, Any], instead: str, *, how: str = "anew") -> None:
+    """Refuse options that have no meaning for what is trained."""
+    if unused := [
+        f"--{key.replace('_', '-')}" for key, value in options.items() if value is not None
+    ]:
+        raise typer.BadParameter(
+            f"{name} is trained {how}, where {unused[0]} has no meaning; {instead}"
+        )
 
 
 @data_app.command(
