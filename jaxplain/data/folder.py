@@ -11,6 +11,7 @@ shared out, the same way every time.
 
 import csv
 import dataclasses
+import io
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -201,7 +202,11 @@ def _from_table(table: Path) -> list[_Entry]:
         text = table.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{table} is not text in UTF-8: {error}") from error
-    rows = list(csv.reader(text.splitlines()))
+    try:
+        # By what ends a line of a table alone: a name may hold others of Unicode's line breaks.
+        rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+    except csv.Error as error:
+        raise ValueError(f"{table} is no table: {error}") from error
     head = [cell.strip().lower() for cell in rows[0]] if rows else []
     if "file" not in head:
         raise ValueError(f"{table}: the first row is {', '.join(head)!r}; expected file,label")

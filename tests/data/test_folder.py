@@ -1,5 +1,7 @@
 """Folders of pictures: classes by folder or by table, and splits that are said or shared out."""
 
+import csv
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -121,12 +123,51 @@ def table(folder, text):
         ("file,split\na.png,train\na.png,test", ValueError, r"row 3: a\.png is in two splits"),
         ("file,label\na.png,x", ValueError, "too few classes to tell apart: x"),
         ("file,label", ValueError, "holds no pictures"),
+        ('file,label\na.png,"x', ValueError, "is no table: unexpected end of data"),
+        (f"file,label\na.png,{'x' * 200_000}", ValueError, "is no table: field larger than"),
     ],
 )
 def test_what_is_wrong_with_a_table_is_said(tmp_path, text, error, said):
     table(tmp_path, text)
     with pytest.raises(error, match=said):
         read_folder(tmp_path)
+
+
+HOSTILE = (
+    "<script>alert(1)</script>".replace("/", "∕"), "'; rm -rf ~ #", "--help", "%s {0} $HOME",
+    "a\u2028b\x85c", 'say "x", y', "ünï ☃",
+)  # fmt: skip
+
+
+def test_names_are_taken_as_they_are(tmp_path):
+    for number, name in enumerate(HOSTILE):
+        for copy in range(5):
+            paint(tmp_path / "folders" / name / f"{name} {copy}.png", 10 * number)
+    data = read_folder(tmp_path / "folders")
+    assert data.class_names == tuple(sorted(HOSTILE))
+    for part in data[:3]:
+        for index, label in enumerate(part.labels):
+            grey = 10 * HOSTILE.index(data.class_names[label])
+            np.testing.assert_array_equal(part.images[index], np.full((9, 10, 3), grey))
+
+    rows = [
+        (str(path.relative_to(tmp_path)), path.parent.name)
+        for path in sorted(tmp_path.rglob("*.png"))
+    ]
+    with (tmp_path / "labels.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("file", "label"), *rows])
+    told = read_folder(tmp_path)
+    assert told.class_names == data.class_names
+    for part in told[:3]:
+        for path, label in zip(part.images.paths, part.labels, strict=True):
+            assert path.parent.name == told.class_names[label]
+
+
+def test_a_class_without_pictures_is_named(folders):
+    (folders / "empty").mkdir()
+    (folders / "empty" / "notes.txt").write_text("none yet")
+    with pytest.raises(ValueError, match="empty' holds no pictures; expected those of a class"):
+        read_folder(folders)
 
 
 def test_what_is_no_folder_of_pictures_is_said(tmp_path):
