@@ -1,6 +1,7 @@
 """`Model`: a pure function, its parameters, and what it takes to feed it pictures."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from jaxplain.adapters import (
     haiku_apply,
 )
 from jaxplain.preprocessing import Preprocessing
+from jaxplain.scores import probabilities
 
 ApplyFn = Callable[..., jax.Array]
 
@@ -122,7 +124,7 @@ class Model:
             [[0.5, 0.5, 0.5]]
         """
         logits = self(images)
-        return jax.nn.sigmoid(logits) if self.multilabel else jax.nn.softmax(logits)
+        return probabilities(logits, multilabel=self.multilabel)
 
     def __eq__(self, other: object) -> bool:
         """Say whether two models are made of the same arrays and equal descriptions."""
@@ -167,7 +169,8 @@ class Model:
                 `evidence_layer`, `multilabel`, `capture`.
 
         Raises:
-            TypeError: a description that a model does not have.
+            TypeError: a description that a model does not have, or a function that cannot be called
+                with parameters and images.
 
         Example:
             >>> def apply(weights, images):
@@ -177,6 +180,16 @@ class Model:
             >>> [layer.name for layer in model.layers()]
             ['colour']
         """
+        try:
+            inspect.signature(apply).bind(params, None)
+        except TypeError as error:
+            raise TypeError(
+                f"apply is called as apply(params, images), which it does not allow: {error}. A "
+                "function of images alone that JAX cannot trace, NumPy or a server, say, goes to "
+                "Model.from_black_box"
+            ) from None
+        except ValueError:  # of what has no signature
+            pass
         return cls(params, apply, **_described(described))
 
     @classmethod

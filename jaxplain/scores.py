@@ -63,6 +63,16 @@ def log_sigmoid_probability(
     return _pick(jax.nn.log_sigmoid(logits), targets)
 
 
+def probabilities(logits: Float[Array, "*b k"], *, multilabel: bool) -> Float[Array, "*b k"]:
+    """Return what logits say of every class: a softmax, or a sigmoid each.
+
+    Example:
+        >>> probabilities(jnp.zeros((1, 4)), multilabel=False).tolist()
+        [[0.25, 0.25, 0.25, 0.25]]
+    """
+    return jax.nn.sigmoid(logits) if multilabel else jax.nn.softmax(logits)
+
+
 SCORES: dict[str, ScoreFn] = {
     "logit": logit,
     "probability": probability,

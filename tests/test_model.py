@@ -168,3 +168,8 @@ def test_good_images_become_arrays():
 def test_layers_need_an_image_shape():
     with pytest.raises(ValueError, match="image_shape is needed"):
         Model.from_function(mean, ()).layers()
+
+
+def test_a_function_of_images_alone_is_sent_to_the_black_boxes():
+    with pytest.raises(TypeError, match="from_black_box"):
+        Model.from_function(lambda images: np.asarray(images).mean((1, 2)))

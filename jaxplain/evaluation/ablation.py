@@ -24,6 +24,7 @@ from jaxplain.methods.chip import ChipImportance
 from jaxplain.methods.interpretation import RelevantFeatures
 from jaxplain.methods.method import check_inputs
 from jaxplain.model import Model
+from jaxplain.scores import score_fn
 from jaxplain.trace import edit, split
 
 
@@ -147,13 +148,14 @@ def _falls(
             f"{channels}: it was fitted for another model"
         )
     positions = (1,) * (activation.ndim - 2)
+    chance = score_fn("probability", multilabel=model.multilabel)
 
     def fall(order: jax.Array) -> jax.Array:
         """The fall when the first channels of an order (B, K) are closed."""
         rank = jnp.argsort(order, 1)
         gates = (rank >= closed[:, None]).astype(activation.dtype)
         gated = activation * gates.reshape(len(gates), *positions, channels)
-        return _probability(suffix(activation), targets) - _probability(suffix(gated), targets)
+        return chance(suffix(activation), targets) - chance(suffix(gated), targets)
 
     def of_draw(key: jax.Array) -> jax.Array:
         keys = jax.random.split(key, len(images))
@@ -161,10 +163,6 @@ def _falls(
 
     random = jax.lax.map(of_draw, jax.random.split(key, draws))
     return fall(ranked), random.mean(0)
-
-
-def _probability(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    return jnp.take_along_axis(jax.nn.softmax(logits), targets[:, None], 1)[:, 0]
 
 
 class Closed(NamedTuple):

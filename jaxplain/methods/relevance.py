@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from jaxplain.methods.method import explainer, map_layer, no_positions, resize_maps
 from jaxplain.model import Model
 from jaxplain.scores import Score
-from jaxplain.trace import Audit, RuleSet, backpropagate
+from jaxplain.trace import Audit, RuleSet, UncoveredError, backpropagate
 from jaxplain.trace.backward import LAST_INPUT, Seed, Sweep, one_hot
 from jaxplain.trace.rules import (
     DECONVNET,
@@ -240,7 +240,7 @@ def excitation_backprop(
         The map, summed over channels, and the audit.
 
     Raises:
-        UncoveredError: a non-linearity without a rule.
+        UncoveredError: a non-linearity without a rule, or activations that may be negative.
         ValueError: no such layer, or one without positions.
 
     Example:
@@ -257,7 +257,9 @@ def excitation_backprop(
     sweep = Sweep(model, images)
     seed = {"logits": Seed(relevance=one_hot(targets, sweep.logits))}
     found = sweep.pull(rules, seed, [layer], strict=strict)[layer].value
-    return Excitation(_summed(found, layer, images, upsample), sweep.audit(rules, strict=strict))
+    audit = sweep.audit(rules, strict=strict, layers=[layer])
+    _check_excitable(audit, strict=strict)
+    return Excitation(_summed(found, layer, images, upsample), audit)
 
 
 @explainer("layer", "contrast", "upsample", "strict")
@@ -290,7 +292,7 @@ def contrastive_excitation_backprop(
         The map, summed over channels and non-negative, and the audit.
 
     Raises:
-        UncoveredError: a non-linearity without a rule.
+        UncoveredError: a non-linearity without a rule, or activations that may be negative.
         ValueError: no such layer, or one without positions.
 
     Example:
@@ -305,7 +307,8 @@ def contrastive_excitation_backprop(
     rules = excitation_rules()
     sweep = Sweep(model, images)
     seed = {"logits": Seed(relevance=one_hot(targets, sweep.logits))}
-    audit = sweep.audit(rules, strict=strict)
+    audit = sweep.audit(rules, strict=strict, layers=[layer])
+    _check_excitable(audit, strict=strict)
     # Checked as a whole: behind the contrast layer, say, there may be nothing left to match.
     at = contrast or LAST_INPUT
     target = sweep.pull(rules, seed, [at], strict=False)[at].value
@@ -315,6 +318,21 @@ def contrastive_excitation_backprop(
     ].value
     maps = jnp.maximum(found.sum(-1), 0)[..., None]
     return Excitation(_summed(maps, layer, images, upsample), audit)
+
+
+def _check_excitable(audit: Audit, *, strict: bool) -> None:
+    """Raise UncoveredError where a layer may read negative values: they have no probability."""
+    signed = [
+        f"{site.kind} at {site.layer}"
+        for site in audit.sites
+        if site.kind in ("conv", "dense") and site.nonnegative is False
+    ]
+    if strict and signed:
+        raise UncoveredError(
+            "excitation backprop needs activations that are nowhere negative, as behind ReLUs; "
+            f"not proved of what is read by {', '.join(signed)}. Read a layer behind it, or pass "
+            "strict=False if it is so."
+        )
 
 
 def _summed(found: jax.Array, layer: str, images: jax.Array, upsample: bool) -> jax.Array:

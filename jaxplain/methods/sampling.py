@@ -7,10 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxplain.methods.method import explainer
+from jaxplain.methods.perturbed import in_chunks
 from jaxplain.model import Model
 from jaxplain.scores import Score, score_fn
 from jaxplain.trace.layers import logits
@@ -110,14 +110,8 @@ def occlusion(
             precision="highest",
         )
 
-    # Chunks of equal size, so that none is filled up with windows that do not count; the rest is
-    # one smaller step.
-    rounds = -(-count // min(chunk, count))
-    size = count // rounds
-    whole = jnp.arange(rounds * size).reshape(rounds, size)
-    total, _ = lax.scan(lambda t, n: (t + fall(n), None), images[..., 0] * 0, whole)
-    if rounds * size < count:
-        total = total + fall(jnp.arange(rounds * size, count))
+    zero = images[..., 0] * 0
+    total = in_chunks(lambda sum_, numbers: sum_ + fall(numbers), zero, count, chunk=chunk)
     down, _ = jax.vmap(covered)(jnp.arange(rows) * columns)
     _, right = jax.vmap(covered)(jnp.arange(columns))
     times = down.sum(0)[:, None] * right.sum(0)[None, :]

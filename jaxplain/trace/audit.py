@@ -36,12 +36,15 @@ class Matched:
         kind: what kind of site.
         rule: the rule it got, or "own derivative".
         shape: shape of the site's output.
+        nonnegative: whether its input is proved to be nowhere negative; None inside loops and
+            branches, where nothing is known of what comes in.
     """
 
     layer: str
     kind: str
     rule: str
     shape: tuple[int, ...]
+    nonnegative: bool | None = None
 
 
 @jax.tree_util.register_static
@@ -144,7 +147,7 @@ def _lines(
             site = found.sites[index]
             rule = rules.rule(site)
             where = shape(program, site.output)
-            sites.append(Matched(site.layer, site.kind, rule_name(rule), where))
+            sites.append(Matched(site.layer, site.kind, rule_name(rule), where, site.nonnegative))
             if rule is None and site.kind not in covered | linear:
                 uncovered.append(f"{site.kind} at {site.layer}{_hint(site.kind, rules)}")
             continue
@@ -153,7 +156,10 @@ def _lines(
         for inside in found.inside.get(index, ()):
             every = range(len(inside.program.equations))
             more, missing = _lines(inside.program, inside.survey, rules, every)
-            sites += [dataclasses.replace(s, layer=f"{equation.name}: {s.layer}") for s in more]
+            sites += [
+                dataclasses.replace(s, layer=f"{equation.name}: {s.layer}", nonnegative=None)
+                for s in more
+            ]
             uncovered += missing
         if equation.name not in covered:
             reason = nonlinearity(equation, found) or _unruled(equation, rules)

@@ -13,9 +13,11 @@ _KEEP = words(
     """reshape transpose broadcast_in_dim squeeze expand_dims rev copy copy_p name reduce_sum
     reduce_max
     reduce_min cumsum cummax cummin convert_element_type slice reduce_precision sharding_constraint
-    reshard pvary pcast psum psum_invariant device_put stop_gradient sqrt rsqrt cbrt pow split
-    reduce_window_sum integer_pow floor ceil round sign sort dynamic_slice"""
+    reshard pvary pcast device_put stop_gradient sqrt rsqrt cbrt pow split
+    reduce_window_sum integer_pow floor ceil round sign dynamic_slice"""
 )
+# Each output is, where its own operand is.
+_EACH = words("sort psum psum_invariant")
 # Non-negative where all operands are.
 _TOGETHER = words(
     """add add_any mul div concatenate min pad dot_general conv_general_dilated rem
@@ -44,7 +46,12 @@ def nonnegative(program: Program, rectifiers: Collection[int]) -> set[int]:
             unsigned = np.issubdtype(program.avals[variable].dtype, np.unsignedinteger)
             if rectified or unsigned or program.avals[variable].dtype == bool:
                 found.add(variable)
-        if not rectified and _proved(equation, known):
+        if rectified:
+            continue
+        if equation.name in _EACH:
+            pairs = zip(equation.inputs, equation.outputs, strict=True)
+            found.update(output for operand, output in pairs if known(operand))
+        elif _proved(equation, known):
             found.update(equation.outputs)
     return found
 

@@ -43,6 +43,21 @@ def test_equals_the_loop(window, stride, chunk):
     np.testing.assert_allclose(found, _by_loop(window, stride, 0.3), rtol=1e-4, atol=1e-4)
 
 
+def test_no_more_windows_than_a_chunk_are_made_at_once():
+    """Whatever is left behind whole chunks, too."""
+    sizes = []
+
+    def counted(images):
+        sizes.append(len(images))
+        return np.asarray(images).mean((1, 2))
+
+    box = Model.from_black_box(counted, 3)
+    images, targets = jnp.ones((1, 13, 13, 3)), jnp.array([0])
+    occlusion(box, images, targets, window=3, stride=1, chunk=8).block_until_ready()
+    assert max(sizes) <= 8
+    assert sum(sizes) == 1 + 11 * 11  # the image as it is, and every window
+
+
 def test_baseline_may_be_an_image():
     blurred = X.mean((1, 2), keepdims=True)
     found = occlusion(MODEL, X, T, window=3, stride=2, baseline=blurred)

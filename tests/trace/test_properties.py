@@ -207,6 +207,8 @@ NONNEGATIVE = {
     "partly": (lambda x: jnp.concatenate([abs(x), x], -1), False),
     "moved": (lambda x: abs(x).transpose(0, 3, 1, 2).reshape(x.shape[0], -1)[:, ::2], True),
     "chosen": (lambda x: jnp.where(x > 1, abs(x), 2.0), True),
+    "sorted": (lambda x: lax.sort(abs(x)), True),
+    "sorted along": (lambda x: lax.sort((abs(x), x))[1], False),
     "itself": (lambda x: x, False),
 }  # fmt: skip
 

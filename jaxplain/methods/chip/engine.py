@@ -31,6 +31,7 @@ from jaxplain.methods.chip.shortcut import (
 from jaxplain.methods.chip.statistics import Observed
 from jaxplain.methods.streaming import Batch, ImageType, as_input
 from jaxplain.model import Model
+from jaxplain.scores import probabilities
 from jaxplain.sharding import AXIS
 from jaxplain.solvers.gram import Accumulator
 from jaxplain.trace import jaxpr as jx
@@ -57,6 +58,7 @@ class Plan:
         shared: whether all images get the same gates.
         key_impl: of the key.
         rows: gated copies that are run through the rest of the network at once; None to choose.
+        multilabel: whether each class has a sigmoid of its own.
     """
 
     layers: tuple[str, ...]
@@ -69,6 +71,7 @@ class Plan:
     shared: bool
     key_impl: str = "threefry2x32"
     rows: int | None = None
+    multilabel: bool = False
 
 
 class Seen(NamedTuple):
@@ -151,8 +154,13 @@ def _observe(
     logits = logits.astype(dtype)
     finite = jnp.isfinite(logits).all(-1)
     counts = batch.valid.astype(dtype)
-    loyalty = jax.nn.softmax(logits) * counts[:, None]  # π² = f, eq. (8)
-    best = jax.nn.one_hot(logits.argmax(-1), plan.classes) * counts[:, None]
+    chances = probabilities(logits, multilabel=plan.multilabel)
+    loyalty = chances * counts[:, None]  # π² = f, eq. (8)
+    if plan.multilabel:
+        answer = (logits > 0).astype(dtype)
+    else:
+        answer = jax.nn.one_hot(logits.argmax(-1), plan.classes)
+    best = answer * counts[:, None]
 
     def by_class(total: jax.Array) -> jax.Array:
         """This device's classes of a sum over all devices."""
@@ -268,7 +276,7 @@ def at_once(plan: Plan, images: int, count: int, most: int) -> int:
 def _in_rows(
     plan: Plan, inputs: jax.Array, run: Any, most: int, *, prepare: Any = lambda x: x
 ) -> jax.Array:
-    """Return softmax(run(rows)) of inputs (b, n, ...), a few gate vectors at a time."""
+    """Return the probabilities run(rows) of inputs (b, n, ...), a few gate vectors at a time."""
     images, count = inputs.shape[:2]
     several = at_once(plan, images, count, most)
     rounds = -(-count // several)
@@ -276,7 +284,8 @@ def _in_rows(
     def few(part: jax.Array) -> jax.Array:
         rows = prepare(part)
         logits = run(rows.reshape(-1, *rows.shape[2:]))
-        chances = jax.nn.softmax(logits.astype(jnp.promote_types(jnp.float32, logits.dtype)))
+        logits = logits.astype(jnp.promote_types(jnp.float32, logits.dtype))
+        chances = probabilities(logits, multilabel=plan.multilabel)
         return chances.reshape(images, -1, chances.shape[-1])
 
     if rounds == 1:

@@ -80,6 +80,7 @@ class Run:
             options.gates == "shared",
             impl,
             options.rows,
+            multilabel=model.multilabel,
         )
         self.prepared = {
             layer: shortcut.prepare(model, traced, one)

@@ -6,8 +6,8 @@ With everything divided by the sum of the weights, eq. (11) is
     \quad \lambda_c = \text{penalty} \cdot \|b_c\|_\infty .
 
 :math:`\|b_c\|_\infty` is the smallest λ at which w = 0, so that `penalty` means the same in every
-layer and class. The paper gives no λ. Solved by its own iteration, eqs. (14)–(16), in
-`solvers.lasso`, in float64 on the CPU.
+layer and class. The paper gives no λ. Solved by `solvers.lasso` in float64 on the CPU: the
+problem of its eqs. (14)–(16), whose solution the certificate judges, by the faster iteration.
 """
 
 import dataclasses

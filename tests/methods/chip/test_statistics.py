@@ -1,5 +1,7 @@
 """The statistics of CHIP against the sums and expectations that they stand for."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +22,9 @@ def explicit(model, layer, pictures, key, shared):
     prefix, suffix = split(model, layer)
     activation = np.asarray(prefix(jnp.asarray(pictures)))
     channels = activation.shape[-1]
-    loyalty = np.asarray(jax.nn.softmax(model(jnp.asarray(pictures))))
+    probabilities = jax.nn.sigmoid if model.multilabel else jax.nn.softmax
+    logits = np.asarray(model(jnp.asarray(pictures)))
+    loyalty = np.asarray(probabilities(logits))
     numbers = jnp.zeros(len(pictures), int) if shared else jnp.arange(len(pictures))
     gates = statistics.draw_gates(
         engine.layer_key(key, layer), numbers, channels, num_gates=GATES, keep=0.5
@@ -29,7 +33,7 @@ def explicit(model, layer, pictures, key, shared):
     shape = (len(pictures), GATES, *(1,) * (activation.ndim - 2), channels)
     gated = activation[:, None] * opened.reshape(shape)
     chances = np.asarray(
-        jax.nn.softmax(suffix(jnp.asarray(gated.reshape(-1, *activation.shape[1:]))))
+        probabilities(suffix(jnp.asarray(gated.reshape(-1, *activation.shape[1:]))))
     )
     chances = chances.reshape(len(pictures), GATES, CLASSES)
     gram, corr = np.zeros((CLASSES, channels, channels)), np.zeros((CLASSES, channels))
@@ -45,18 +49,26 @@ def explicit(model, layer, pictures, key, shared):
                 corr[c] += w * g * z
                 energy[c] += w * g * g
                 weight[c] += w
-    predicted = np.bincount(loyalty.argmax(1), minlength=CLASSES)
+    if model.multilabel:
+        predicted = (logits > 0).sum(0)
+    else:
+        predicted = np.bincount(loyalty.argmax(1), minlength=CLASSES)
     return {"gram": gram, "corr": corr, "energy": energy, "weight": weight, "predicted": predicted}
 
 
 @pytest.mark.parametrize(
-    ("gates", "layers"),
-    [("fresh", ("conv1", "conv2")), ("shared", ("fc",))],
-    ids=["fresh", "shared"],
+    ("gates", "layers", "multilabel"),
+    [
+        ("fresh", ("conv1", "conv2"), False),
+        ("shared", ("fc",), False),
+        ("fresh", ("conv2", "fc"), True),
+    ],
+    ids=["fresh", "shared", "sigmoids"],
 )
-def test_statistics_are_the_explicit_sums(gates, layers):
+def test_statistics_are_the_explicit_sums(gates, layers, multilabel):
     with jax.enable_x64(True):
         model, pictures, key = small("float64"), images(COUNT, "float64"), jax.random.key(5)
+        model = dataclasses.replace(model, multilabel=multilabel)
         batches = [pictures[:4], pictures[4:8], pictures[8:]]
         found = gather(
             model, batches, layers, key=key, num_gates=GATES, sigma=SIGMA, gates=gates, chunk=8
