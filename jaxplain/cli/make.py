@@ -100,6 +100,7 @@ def train_classifier(
         result = train(
             name,
             data=own,
+            source=data or "",
             seed=seed,
             epochs=epochs,
             batch_size=batch_size,

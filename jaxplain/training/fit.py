@@ -52,6 +52,7 @@ def train(
     name: str,
     *,
     data: Data | None = None,
+    source: str = "own pictures",
     seed: int = 0,
     epochs: int | None = None,
     batch_size: int | None = None,
@@ -67,6 +68,7 @@ def train(
     Args:
         name: a recipe: "an8flower-single-6c", "an8flower-double-12c" or "digits".
         data: pictures instead of the recipe's.
+        source: what the weights' metadata call them.
         seed: of the first weights and the order of the pictures.
         epochs: passes over the training pictures, at most; None for the recipe's.
         batch_size: pictures a step; None for the recipe's.
@@ -87,7 +89,10 @@ def train(
     recipe = dataclasses.replace(
         find_recipe(name), **{key: value for key, value in given.items() if value is not None}
     )
-    own = load_data(recipe) if data is None else data
+    if data is None:
+        own = load_data(recipe)
+    else:
+        own, recipe = data, dataclasses.replace(recipe, data=source)
     result = fit(recipe, own, seed=seed, checkpoint_dir=checkpoint_dir, progress=progress)
     kind, _, variant = recipe.data.partition("/")
     if data is not None or kind != "an8flower":

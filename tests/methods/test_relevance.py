@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxplain.methods import contrastive_excitation_backprop, excitation_backprop
 from jaxplain.model import Model
@@ -24,7 +25,7 @@ def network(activation):
     def apply(weights, x):
         for number, kernel in enumerate(weights[:2], start=1):
             x = activation(convolve(x, kernel))
-            x = jax.ad_checkpoint.checkpoint_name(x, f"conv{number}")
+            x = checkpoint_name(x, f"conv{number}")
         return x.mean((1, 2)) @ weights[2]
 
     return Model.from_function(apply, WEIGHTS)

@@ -59,6 +59,10 @@ def test_it_learns_and_says_so(uninterrupted):
     assert weights.figures["test_accuracy"] == uninterrupted.score
 
 
+def test_the_weights_say_what_they_were_trained_on(uninterrupted):
+    assert uninterrupted.weights.recipe["data"] == "own pictures"
+
+
 def test_the_weights_make_the_model_that_was_measured(uninterrupted, tmp_path):
     store.save(tmp_path / "w.safetensors", uninterrupted.weights)
     model = load_model("digits", tmp_path / "w.safetensors")
