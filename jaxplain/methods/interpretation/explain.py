@@ -234,8 +234,12 @@ def _length(attribution: jax.Array) -> jax.Array:
 
 
 def _unit_range(maps: jax.Array) -> jax.Array:
-    """Map each map onto 0..1; a constant one becomes zero."""
+    """Map each map onto 0..1; a constant one, but for rounding, becomes zero."""
     low, high = (f(maps, (-2, -1), keepdims=True) for f in (jnp.min, jnp.max))
     span = high - low
-    # Said outright: XLA may divide by way of the reciprocal.
-    return jnp.where((maps == high) & (span > 0), 1, (maps - low) / jnp.where(span > 0, span, 1))
+    rounding = 8 * jnp.finfo(maps.dtype).eps * jnp.maximum(jnp.abs(low), jnp.abs(high))
+    varies = span > rounding
+    # One is said outright: XLA may divide by way of the reciprocal.
+    scaled = jnp.where(maps == high, 1, (maps - low) / jnp.where(varies, span, 1))
+    # NaN is no constant.
+    return jnp.where(varies | jnp.isnan(span), scaled, 0)

@@ -9,9 +9,11 @@ import pytest
 import tiny
 from chip_networks import CLASSES, images, small
 from fitted import features
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxplain.methods.interpretation import descriptors, explain
 from jaxplain.methods.interpretation.explain import FEEDBACK
+from jaxplain.model import Model
 from jaxplain.trace.backward import Seed, Sweep
 from jaxplain.trace.rules import unit_stride
 
@@ -104,6 +106,23 @@ def test_a_class_without_images_is_refused_or_zero(own):
     late = jax.jit(lambda x, t: explain(small(), x, t, importance=bare))(IMAGES, TARGETS)
     assert float(jnp.abs(late.heatmap[1]).max()) == 0
     assert float(late.heatmap[0].max()) > 0
+
+
+@pytest.mark.parametrize("feedback", ["unit_stride", "activation"])
+def test_a_channel_that_is_the_same_everywhere_has_an_empty_map(feedback):
+    def apply(scale, x):
+        both = jnp.concatenate([x[..., :1] * scale, x[..., :1] * 0 + 2], -1)
+        return checkpoint_name(jax.nn.relu(both), "units").mean((1, 2))
+
+    model = Model.from_function(apply, jnp.ones((1, 1, 1, 1)), input_shape=(8, 6, 3))
+    drawn = features(model, 2)
+    still = dataclasses.replace(drawn, weights=jnp.array([[0.0, 1.0], [1.0, 0.0]]))
+    found = explain(
+        model, IMAGES[:2], jnp.array([0, 1]), importance=still, feedback=feedback, smoothing=1.0
+    )
+    assert float(found.responses[0, 0]) > 0
+    assert (np.asarray(found.heatmap[0]) == 0).all()
+    assert float(found.heatmap[1].max()) == 1
 
 
 def test_what_does_not_fit_is_refused_by_name(own):

@@ -132,6 +132,17 @@ def test_a_silent_channel_and_fewer_images_than_features():
     assert jnp.isfinite(found.weights).all()
 
 
+def test_a_constant_channel_is_no_obstacle(example):
+    x, labels, own = example
+    still = x.copy()
+    still[:, 3] = 0.2
+    constant = statistics(still, labels, own.blocks, 3)
+    found = select(constant, mu=4.0)
+    assert float(found.gap.max()) < 1e-6
+    assert float(found.kkt.max()) < 1e-6
+    assert jnp.isfinite(found.weights).all()
+
+
 def test_nothing_but_silence_has_no_features():
     _, labels, blocks = drawn(count=6)
     found = select(statistics(np.zeros((6, 15)), labels, blocks, 3))
