@@ -173,7 +173,7 @@ def left_out_errors(overlaps: Float[np.ndarray, "n k"]) -> Float[np.ndarray, " n
 
     Example:
         >>> left_out_errors(np.array([[0.9, 0.1], [0.8, 0.6], [0.2, 0.7]])).tolist()
-        [0.0, 0.0, 1.0]
+        [1.0, 0.0, 1.0]
     """
     known = ~np.isnan(overlaps).any(1)
     if known.sum() < 2:
@@ -250,8 +250,8 @@ def standing(
         >>> values = dict.fromkeys(["energy"], np.array([0.0, 1.0, 1.0]))
         >>> found = Measured(values, {}, np.eye(3))
         >>> line = standing("m", "M", found, np.zeros(3, int), [0.2, 0.4], key=jax.random.key(0))
-        >>> round(line.estimates["energy"].value, 2), line.estimates["seconds"].value
-        (0.67, 0.3)
+        >>> [round(line.estimates[name].value, 2) for name in ("energy", "seconds")]
+        [0.67, 0.3]
     """
     values = {**measured.values, "localization_error": left_out_errors(measured.overlaps)}
     classes = int(np.max(labels)) + 1
@@ -407,7 +407,9 @@ def ranked(standings: Sequence[Standing]) -> tuple[Standing, ...]:
     """Return lines by IoU area, the best first; then baselines, then what failed.
 
     Example:
-        >>> lines = [Standing(n, n, 6, {"iou_area": Estimate(v, 0, 1, 6)}) for n, v in ("a1", "b2")]
+        >>> areas = {"a": 0.1, "b": 0.2}
+        >>> found = {n: {"iou_area": Estimate(v, 0, 1, 6)} for n, v in areas.items()}
+        >>> lines = [Standing(n, n, 6, estimates) for n, estimates in found.items()]
         >>> [line.name for line in ranked(lines)]
         ['b', 'a']
     """
