@@ -20,9 +20,6 @@ LARGEST = 1_000_000
 """Bytes of an annotation: more than any has, and too few for a file to fill the memory."""
 
 
-SIDES = ("ymin", "xmin", "ymax", "xmax")
-
-
 class Example(NamedTuple):
     """A picture and where its class is.
 

@@ -83,13 +83,8 @@ def mu_lasso(
     refuse(radius=(radius, 0, None), max_steps=(max_steps, 0, None), chunk=(chunk, None, None))
     check_problem(gram, corr, radius=radius)
     if chunk is None:
-        chunk = (
-            96
-            if gram.ndim == 2 and method != "active"
-            else 1
-            if jax.default_backend() == "cpu"
-            else 64
-        )
+        alone = 1 if jax.default_backend() == "cpu" else 64
+        chunk = 96 if gram.ndim == 2 else alone
     return _mu_lasso(
         gram,
         corr,

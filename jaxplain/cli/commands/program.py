@@ -1,7 +1,7 @@
 """The program itself: its groups of commands, and how it ends.
 
-A ValueError, TypeError or OSError is the user's to mend: it becomes one line on standard error and
-exit code 2. `--debug` shows the traceback instead.
+What the user can mend (`FAILURES`) becomes one line on standard error and exit code 2. `--debug`
+shows the traceback instead.
 """
 
 import sys
