@@ -37,6 +37,8 @@ Variant = Literal["preserve", "delete", "dual"]
 
 _COLDNESS = 20.0
 _MOMENTUM = 0.9
+# Equal values of a mask differ by this much from rounding in the exponentials of (5).
+_TIE = 5e-6
 
 
 class ExtremalPerturbation(NamedTuple):
@@ -109,14 +111,9 @@ def _smooth_masks(parameters: jax.Array, grids: tuple[_Grid, _Grid], cell: int) 
     near = kernel.shape[0]
     rows, columns = grids[0].blocks, grids[1].blocks
     padded = jnp.pad(parameters, ((0, 0), *((g.padding, g.padding) for g in grids)))
-    seen = jnp.stack(
-        [
-            padded[:, down : down + rows, right : right + columns]
-            for down in range(near)
-            for right in range(near)
-        ],
-        1,
-    )
+    seen = jnp.stack([padded[:, down : down + rows] for down in range(near)], 1)
+    seen = jnp.stack([seen[..., right : right + columns] for right in range(near)], 2)
+    seen = seen.reshape(-1, near * near, rows, columns)
     v = seen[..., None, None] * kernel.reshape(1, near * near, 1, 1, cell, cell)
     weight = jnp.exp(_COLDNESS * (v - 1))  # parameters are at most 1
     m = (weight * v).sum(1) / weight.sum(1)
@@ -130,11 +127,12 @@ def _cropped(m: jax.Array, grids: tuple[_Grid, _Grid]) -> jax.Array:
     return m[:, top : top + height, left : left + width]
 
 
-def _area_loss(m: jax.Array, areas: tuple[float, ...], *, even: bool = False) -> jax.Array:
+def _area_loss(m: jax.Array, areas: tuple[float, ...]) -> jax.Array:
     """Return R_a (2) of flat masks (A, N), as a mean square.
 
-    Of values that tie at the edge of the area, the last are inside, as in a sorted vector; or all
-    are, to an even share. Pixels seldom tie, but channels do, from the first step on.
+    Where values tie at the edge of the area, any of them may be inside. They share what room there
+    is, so that no place is preferred before the score has spoken: whatever is inside is drawn
+    further in, and what began as a coin's toss would stay.
     """
     count = m.shape[1]
     known = jax.lax.stop_gradient(m)
@@ -146,13 +144,10 @@ def _area_loss(m: jax.Array, areas: tuple[float, ...], *, even: bool = False) ->
         if zeros == count:
             return jnp.zeros_like(values)
         least = ascending[zeros]
-        tied = values == least
-        room = count - zeros - (values > least).sum()
-        above = (values > least).astype(values.dtype)
-        if even:
-            return above + tied * (room / tied.sum()).astype(values.dtype)
-        last = jnp.cumsum(tied[::-1])[::-1] <= room
-        return above + (tied & last)
+        above = values > least + _TIE
+        tied = ~above & (values >= least - _TIE)
+        room = count - zeros - above.sum()
+        return above + tied * (room / tied.sum()).astype(values.dtype)
 
     r = jnp.stack([reference(known[i], order[i], area) for i, area in enumerate(areas)])
     return ((m - r) ** 2).mean(1)
@@ -401,7 +396,7 @@ def extremal_channels(
 
         def loss(found: Tensors, m: jax.Array, step: jax.Array) -> jax.Array:
             scores = measure(found["logits"], jnp.full(found["logits"].shape[0], target))
-            area = _area_loss(m, shares, even=True)
+            area = _area_loss(m, shares)
             return (area_weight * growth**step * area - _reward(scores, variant, count)).sum()
 
         found = descend(

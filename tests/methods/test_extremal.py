@@ -57,22 +57,28 @@ def test_masks_cover_the_image_whatever_the_kernel(cell, sigma):
 
 @pytest.mark.parametrize("levels", [1, 4, 1000])
 def test_area_loss_is_the_distance_of_sorted_values(levels):
-    """Ties included: their gradient goes to one sorted place each."""
-    m = np.round(np.random.default_rng(1).uniform(size=(2, 60)) * levels) / levels
-
-    def by_sorting(m):
-        order = jnp.argsort(m, 1)
-        ascending = jnp.take_along_axis(m, order, 1)
-        r = jnp.stack([jnp.arange(60) >= int(60 * (1 - area)) for area in AREAS])
-        return ((ascending - r) ** 2).mean(1)
-
+    """Its slope is the mean over all orders of what ties."""
+    draw = np.random.default_rng(1)
+    m = np.round(draw.uniform(size=(2, 60)) * levels) / levels
+    expected, slopes = np.zeros(2), np.zeros((2, 60))
+    for number, area in enumerate(AREAS):
+        r = np.arange(60) >= int(60 * (1 - area))
+        expected[number] = ((np.sort(m[number]) - r) ** 2).mean()
+        for _ in range(4000):
+            mixed = draw.permutation(60)
+            order = mixed[np.argsort(m[number, mixed], kind="stable")]
+            slopes[number, order] += 2 * (m[number, order] - r) / 60 / 4000
     given = jnp.asarray(m, jnp.float32)
-    np.testing.assert_allclose(_area_loss(given, AREAS), by_sorting(given), rtol=1e-6)
-    found, expected = (
-        jax.grad(lambda m, loss=loss: loss(m).sum())(given)
-        for loss in (lambda m: _area_loss(m, AREAS), by_sorting)
-    )
-    np.testing.assert_allclose(found, expected, atol=1e-7)
+    slope = jax.grad(lambda m: _area_loss(m, AREAS).sum())(given)
+    np.testing.assert_allclose(slope, slopes, atol=2e-3 if levels < 1000 else 1e-6)
+    if levels == 1000:
+        np.testing.assert_allclose(_area_loss(given, AREAS), expected, rtol=1e-6)
+
+
+def test_rounding_does_not_choose_among_equal_places():
+    m = 0.99 + 1e-7 * np.random.default_rng(2).integers(-4, 5, (1, 50))
+    slope = jax.grad(lambda m: _area_loss(m, (0.2,)).sum())(jnp.asarray(m, jnp.float32))
+    np.testing.assert_allclose(slope, 2 * (0.99 - 0.2) / 50, rtol=1e-4)
 
 
 def test_images_lie_between_two_levels_of_blur():
@@ -133,24 +139,37 @@ def test_steps_equal_gradient_descent_written_out():
     assert found.masks.min() < 0.5 < found.masks.max()
 
 
-LOOKS_LEFT = Model.from_function(
-    lambda w, x: jnp.stack([x[:, :, :8].std((1, 2, 3)), x[:, :, 8:].std((1, 2, 3))], 1) * w,
-    jnp.array([[20.0, 20.0]]),
-)
+STRIPES = np.where(np.arange(29) % 2 == 0, 1.0, -1.0)[None, :, None, None]
+LEFT = np.zeros((29, 37), bool)
+LEFT[8:20, 4:16] = True
 
 
-@pytest.mark.parametrize("variant", ["preserve", "dual"])
+def squares(w, x):
+    """Two classes: the contrast of stripes in a square on the left, and in one on the right."""
+    contrast = x * STRIPES
+    found = [contrast[:, 8:20, 4:16].mean((1, 2, 3)), contrast[:, 8:20, 21:33].mean((1, 2, 3))]
+    return jnp.stack(found, 1) * w
+
+
+@pytest.mark.parametrize("variant", ["preserve", "delete", "dual"])
 def test_mask_goes_where_the_class_is_and_has_its_area(variant):
-    stripes = jnp.where(jnp.arange(16) % 2 == 0, 1.0, -1.0)[None, :, None, None]
-    images, targets = jnp.broadcast_to(stripes, (2, 16, 16, 1)), jnp.array([0, 1])
+    # In two levels, so that the picture loses contrast in proportion to the mask. In eight, stripes
+    # of one pixel lose all of it to the weakest blur: a deletion then feels nothing of the class
+    # before its mask is below 1/7, and by that time the area has chosen the places.
+    # Both halves of a dual reward rise with the mask, here by the same amount.
+    weight = 10.0 if variant == "dual" else 20.0
     found = extremal_perturbation(
-        LOOKS_LEFT, images, targets, areas=0.25, variant=variant, steps=200, blur=8.0, sigma=2,
-        flip=False,
+        Model.from_function(squares, jnp.full((1, 2), weight)),
+        jnp.broadcast_to(jnp.asarray(STRIPES, jnp.float32), (2, 29, 37, 1)), jnp.array([0, 1]),
+        # The area is a share of what is wider than the image by sigma on every side.
+        areas=144 / (37 * 45), variant=variant, steps=200, growth=1.01, blur=8.0, levels=2, cell=2,
+        sigma=4, flip=False,
     )  # fmt: skip
-    left = found.heatmap[..., :8].sum((1, 2)) / found.heatmap.sum((1, 2))
-    assert float(left[0]) > 0.7
-    assert float(left[1]) < 0.3
-    assert (jnp.abs(found.covered - 0.35) < 0.2).all()
+    for mask, square in zip(found.masks[:, 0] > 0.5, (LEFT, LEFT[:, ::-1]), strict=True):
+        assert (mask & square).sum() / (mask | square).sum() > 0.75
+        assert abs(mask.sum() / 144 - 1) < 0.15
+    # Neither side is preferred.
+    np.testing.assert_allclose(found.masks[0], found.masks[1, :, :, ::-1], atol=2e-2)
 
 
 def test_channels_are_those_that_the_class_reads():
