@@ -308,6 +308,7 @@ def test_names_that_look_like_html_or_a_terminal_s_orders_stay_text(tmp_path, pi
         (["--model", "rgbb"], ["unknown model 'rgbb'", "nearest: rgb"]),
         (["--target", "gren"], ["unknown class 'gren'", "nearest: green"]),
         (["--target", "gren"], ["whatever its capitals, a number from 0 to 5, top1 or top5"]),
+        (["--target", "e"], ["unknown class 'e'"]),
         (["--target", "17"], ["class 17 is unknown", "numbered from 0 to 5"]),
         (["--target", "-1"], ["class -1 is unknown", "numbered from 0 to 5"]),
         (["--layer", "color"], ["unknown layer 'color'", "nearest: colour"]),
@@ -425,6 +426,19 @@ def test_a_method_that_cannot_explain_the_network_is_left_out_unless_asked_for(
     assert "Cam left out: this network has no global average" in result.stderr
     assert "no global average" in (tmp_path / "r.html").read_text(encoding="utf-8")
     refused(run("explain", picture, "--model", "rgb", "--methods", "ink,cam"), "global average")
+
+
+def test_costly_methods_run_only_if_they_are_named(tmp_path, picture, monkeypatch):
+    monkeypatch.setitem(METHODS, "slow_one", method("slow_one", ink, costly=True))
+    monkeypatch.setitem(METHODS, "slow_two", method("slow_two", ink, costly=True))
+    words = ("explain", picture, "--model", "rgb", "--out", "r.html", "--npz", "m.npz")
+    assert run(*words).exit_code == 0
+    assert "maps/slow_one" not in np.load(tmp_path / "m.npz")
+    assert "try: jaxplain explain IMAGE --methods slow_two" in (tmp_path / "r.html").read_text()
+    assert run(*words, "--methods", "slow").exit_code == 0  # both: they are one function's
+    assert {"maps/slow_one", "maps/slow_two"} < set(np.load(tmp_path / "m.npz"))
+    monkeypatch.setitem(METHODS, "slow_three", method("slow_three", noise))
+    refused(run(*words, "--methods", "slow"), "unknown method 'slow'")
 
 
 def test_maps_that_are_not_finite_are_an_error_of_their_method(tmp_path, picture, monkeypatch):

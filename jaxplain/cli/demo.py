@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from jaxplain.cli import compilation, facts
 from jaxplain.cli.console import note, progress, say, show_table, table
 from jaxplain.cli.explain import tell_skipped
 from jaxplain.cli.maps import Maps, Task, run_methods
+from jaxplain.cli.request import left_out
 from jaxplain.cli.scoring import score
 from jaxplain.outputs import check_writable
 from jaxplain.report import (
@@ -289,21 +290,6 @@ def make_section(seen: Seen, scored: Scored) -> Section:
         scores=scores,
         skipped=seen.skipped,
     )
-
-
-def left_out(methods: Iterable["Method"]) -> dict[str, str]:
-    """Return {title: what to do instead} of the methods that are too costly for the demo.
-
-    Example:
-        >>> from jaxplain import METHODS
-        >>> left_out([dataclasses.replace(METHODS["gradient"], costly=True)])
-        {'Gradient': 'too slow for the demo; try: jaxplain explain IMAGE --methods gradient'}
-    """
-    return {
-        method.title: f"too slow for the demo; try: jaxplain explain IMAGE --methods {method.name}"
-        for method in methods
-        if method.costly
-    }
 
 
 def quicker(methods: Mapping[str, "Method"]) -> dict[str, "Method"]:

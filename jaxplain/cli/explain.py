@@ -20,6 +20,7 @@ from jaxplain.cli.request import (
     check_weights,
     choose_methods,
     described,
+    left_out,
     parse_target,
     pick_targets,
 )
@@ -48,6 +49,9 @@ def run(request: Request) -> None:
     began = time.perf_counter()
     check_outputs(request)
     chosen = choose_methods(request.methods, METHODS)
+    all_asked = request.methods.strip() == "all"
+    if all_asked:
+        chosen = [method for method in chosen if not method.costly]
     name = request.model or DEFAULT_MODEL
     check_weights(name, request.weights)
     compilation.keep(option=request.cache)
@@ -75,8 +79,10 @@ def run(request: Request) -> None:
         seed=request.seed,
         chunk=chunk,
         layer=request.layer,
-        forgiving=request.methods.strip() == "all",
+        forgiving=all_asked,
     )
+    if all_asked:
+        skipped = {**skipped, **left_out(METHODS.values())}
     count = len(pictures.names)
     section = Section(
         title=model.name or name,

@@ -1,6 +1,6 @@
 """What `jaxplain explain` was asked for, and whether it can be: all of it before any work."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,12 +63,20 @@ def check_outputs(request: Request) -> None:
 def choose_methods(text: str, known: Mapping[str, "Method"]) -> list["Method"]:
     """Return the methods that `text` names: "all", or names with commas between.
 
+    The variants of one function can be named together: mint is mint_coarse and mint_fine.
+
     Raises:
         ValueError: unknown names, all of them told; or no name at all.
+
+    Example:
+        >>> from jaxplain import METHODS
+        >>> [method.name for method in choose_methods("lime,mint", METHODS)]
+        ['lime', 'mint_coarse', 'mint_fine']
     """
     if text.strip() == "all":
         return list(known.values())
-    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    asked = (name.strip() for name in text.split(",") if name.strip())
+    names = list(dict.fromkeys(each for name in asked for each in _variants(name, known)))
     if not names:
         raise ValueError("--methods names none; expected all, or names with commas between")
     missing = [name for name in names if name not in known]
@@ -82,6 +90,30 @@ def choose_methods(text: str, known: Mapping[str, "Method"]) -> list["Method"]:
         ]
         raise ValueError(f"unknown methods {', '.join(each)}; jaxplain methods lists them")
     return [known[name] for name in names]
+
+
+def _variants(name: str, known: Mapping[str, "Method"]) -> list[str]:
+    """The methods that are called `name_...` if they are one function's, else the name itself."""
+    found = [each for each in known if each.startswith(f"{name}_")]
+    alike = len({known[each].function for each in found}) == 1
+    return found if name not in known and alike else [name]
+
+
+def left_out(methods: Iterable["Method"]) -> dict[str, str]:
+    """Return {title: what to do instead} of the methods that run only if they are named.
+
+    Example:
+        >>> from jaxplain import METHODS
+        >>> left_out(METHODS.values())["LIME"]
+        'hundreds of passes a picture; try: jaxplain explain IMAGE --methods lime'
+    """
+    return {
+        method.title: (
+            f"hundreds of passes a picture; try: jaxplain explain IMAGE --methods {method.name}"
+        )
+        for method in methods
+        if method.costly
+    }
 
 
 def check_layer(model: "Model", layer: str | None, chosen: Sequence["Method"]) -> None:
@@ -127,11 +159,13 @@ def parse_target(text: str, class_names: Sequence[str]) -> int | str:
     """Return a class number, "top1" or "top5".
 
     A class name goes before a number, so that a network of digits can be asked for "7", and a name
-    in the same capitals before others.
+    in the same capitals before others. A part of a name will do if only one class has it.
 
     Raises:
         ValueError: no such class, or several of that name.
     """
+    from jaxplain.models.imagenet import find_class
+
     text = text.strip()
     if text in ("top1", "top5"):
         return text
@@ -154,10 +188,13 @@ def parse_target(text: str, class_names: Sequence[str]) -> int | str:
             f"class {text!r} is unknown: nobody named the classes of these weights; expected a "
             "number from 0 on, top1 or top5"
         )
-    raise ValueError(
-        f"{unknown('class', text, class_names)}; expected a name, whatever its capitals, a number "
-        f"from 0 to {last}, top1 or top5"
-    )
+    try:
+        return find_class(class_names, text)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; expected a name, whatever its capitals, a number from 0 to {last}, top1 or "
+            "top5"
+        ) from None
 
 
 def pick_targets(wanted: int | str, chances: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@
 once, and keeps the measures of each image, not its map.
 
 A method is anything with `name` and `explain(model, images, targets, *, key, layer)`, whose result
-has a `heatmap` (B, H, W); `title`, `random`, `layered` and `signed` are read where present.
+has a `heatmap` (B, H, W); `title`, `random`, `layered`, `signed` and `host` are read where present.
 """
 
 import functools
@@ -208,7 +208,7 @@ def _explain_all(
     for batch in task.batches():
         batch_key = jax.random.fold_in(key, batch.number) if _says(method, "random") else None
         inputs = (model, batch.images, batch.targets, batch_key)
-        if batch.number == 0:
+        if batch.number == 0 and not _says(method, "host"):
             run, compile_seconds = _compile(explain, *inputs)
             compiled = compile_seconds is not None
         start = time.perf_counter()

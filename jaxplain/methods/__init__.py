@@ -77,6 +77,9 @@ def _same(heatmap: jax.Array) -> jax.Array:
     return heatmap
 
 
+# In pairs and with a control variate they tell what a thousand and more independent ones would.
+_SAMPLES = (("num_samples", 512),)
+
 _TABLE = (
     Method(
         "gradient",
@@ -265,6 +268,48 @@ _TABLE = (
         "Zeiler and Fergus 2014, arXiv:1311.2901",
         signed=True,
         gradient=False,
+    ),
+    Method(
+        "lime",
+        "LIME",
+        lime.explain,
+        _same,
+        "A linear model of the prediction while superpixels are hidden: its weight of each.",
+        "Ribeiro et al. 2016, arXiv:1602.04938",
+        random=True,
+        signed=True,
+        gradient=False,
+        costly=True,
+        host=True,
+        options=_SAMPLES,
+    ),
+    Method(
+        "mint_coarse",
+        "MINT coarse",
+        mint.explain,
+        _same,
+        "The same for large superpixels: the region that the deep layer attends to, and others.",
+        "Cui, Wang and Wang, Multi-scale Interpretation Model for CNNs",
+        random=True,
+        layered=True,
+        signed=True,
+        costly=True,
+        host=True,
+        options=(*_SAMPLES, ("scale", "coarse")),
+    ),
+    Method(
+        "mint_fine",
+        "MINT fine",
+        mint.explain,
+        _same,
+        "What the small superpixels of a shallow layer add, kept in step with the large ones.",
+        "Cui, Wang and Wang, Multi-scale Interpretation Model for CNNs",
+        random=True,
+        layered=True,
+        signed=True,
+        costly=True,
+        host=True,
+        options=(*_SAMPLES, ("scale", "fine")),
     ),
 )
 

@@ -2,23 +2,28 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from jaxplain.methods.scene import Scene, check_answers, look_at_whole
+from jaxplain.methods.scene import Scene, check_answers, check_many, look_at_whole
 from jaxplain.methods.surrogate import GROUPS, Draw, Kernel, Moments, empty, gather, steady
-from jaxplain.model import Model
+from jaxplain.model import Model, check_differentiable
 from jaxplain.scores import Score
 from jaxplain.solvers.problems import refuse
 
 ROUND = 4 * GROUPS
 """Samples between two looks at the standard error."""
 
+ROUNDING = 1e-6
+"""Answers that differ by less than this share of one are the same."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
 Progress = Callable[[int, int, float], None]
 
 
@@ -54,6 +59,11 @@ class Seen(NamedTuple):
     steadied: Moments
     base: Float[Array, "b t"]
     samples: int | Int[Array, ""]
+
+    def constant(self) -> Bool[Array, "b t"]:
+        """Return where all answers are the same, but for rounding: nothing is to be explained."""
+        weight = self.moments.gram[:, :, 0, 0].sum(1)[:, None]
+        return self.moments.energy.sum(1) <= weight * (ROUNDING * self.base) ** 2
 
     def told(self, values: Float[Array, "b *rest"]) -> Float[Array, "b *rest"]:
         """Return values, NaN for images of which the network gave an answer that is not finite."""
@@ -186,14 +196,33 @@ _explain_more = jax.jit(_add, static_argnums=(7, 8, 9))
 _explain_so_far = jax.jit(_tell, static_argnums=(7, 8))
 
 
-def without_targets(found: Any, *shared: str) -> Any:
-    """Return an explanation of one target an image, without its axis T.
+def for_targets(
+    *shared: str, gradient: Callable[..., bool] | None = None
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Make a method of a function that explains targets (B, T).
+
+    Its inputs are checked. Targets may be (B,) too; results then have no axis T.
 
     Args:
-        found: fields (B, 1, ...).
-        *shared: names of fields that have no such axis.
+        *shared: names of results that have no such axis anyway.
+        gradient: whether options ask for derivatives or layers; None is never.
     """
-    return found._replace(**{k: v[:, 0] for k, v in found._asdict().items() if k not in shared})
+
+    def wrap(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def checked(model: Model, images: Any, targets: Any, *given: Any, **options: Any) -> Any:
+            if gradient is not None and gradient(*given, **options):
+                check_differentiable(model, function.__module__.rpartition(".")[2])
+            images, several = check_many(model, images, targets)
+            found: Any = function(model, images, several, *given, **options)  # type: ignore[call-arg]
+            if jnp.ndim(targets) == 2:
+                return found
+            single = {k: v[:, 0] for k, v in found._asdict().items() if k not in shared}
+            return found._replace(**single)
+
+        return checked  # type: ignore[return-value]
+
+    return wrap
 
 
 def _check_tolerance(tolerance: float | int, *known: Any) -> None:

@@ -58,12 +58,23 @@ def make_scene(
     Raises:
         ValueError: another word than "mean", or an array that does not broadcast.
     """
+    compiled = _scene_of_word if isinstance(hide, str) else _scene_of_array
+    return compiled(images, targets, segments, hide, size)
+
+
+def _scene(
+    images: jax.Array, targets: jax.Array, segments: jax.Array, hide: Any, size: int
+) -> Scene:
     valid = (areas(segments, size, images.dtype) > 0).astype(images.dtype)
     filling = _filling(images, segments, hide, size)
     # Only compiled code can meet them: labels that there are not, whose answers shall be NaN.
     bad = ((segments < 0) | (segments >= size)).any((1, 2))
     filling = jnp.where(bad[:, None, None, None], jnp.nan, filling)
     return Scene(images, filling, segments, targets, valid)
+
+
+_scene_of_word = jax.jit(_scene, static_argnums=(3, 4))
+_scene_of_array = jax.jit(_scene, static_argnums=4)
 
 
 def _filling(images: jax.Array, segments: jax.Array, hide: Any, size: int) -> jax.Array:

@@ -233,7 +233,7 @@ def steady(
         """
         chunk = min(count, 1024) if isinstance(count, int) else 1024
 
-        def round_(number: jax.Array, sums: Any) -> Any:
+        def round_(number: int | jax.Array, sums: Any) -> Any:
             numbers = number * chunk + jnp.arange(chunk)
             return add(sums, numbers, (numbers < count).astype(base.dtype)[:, None])
 

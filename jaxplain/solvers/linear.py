@@ -109,7 +109,7 @@ def _invert_lower(lower: Array) -> Array:
     diagonal = blocks(width, 0)
     eye = jnp.eye(width, dtype=lower.dtype)
 
-    def row(i: Array, found: Array) -> Array:
+    def row(i: int | Array, found: Array) -> Array:
         known = jnp.einsum("nj,njk->nk", diagonal[:, i], found, precision=best)
         return found.at[:, i].set((eye[i][None] - known) / diagonal[:, i, i][:, None])
 

@@ -112,7 +112,7 @@ def solve_all(
         if finish is None:
             return found
 
-        def last(i: Array, found: Solution) -> Solution:
+        def last(i: int | Array, found: Solution) -> Solution:
             so_far = jax.tree.map(lambda x: pick(x, i), found)
             better = lax.cond(so_far.converged, lambda s: s, lambda s: finish(i, s), so_far)
             return jax.tree.map(lambda x, new: x.at[i].set(new), found, better)
@@ -175,7 +175,7 @@ def each(solve: Callable[[Array], Solution], count: int, chunk: int) -> Solution
     if count == chunk:
         return some(jnp.zeros((), int))
 
-    def more(i: Array, found: Solution) -> Solution:
+    def more(i: int | Array, found: Solution) -> Solution:
         # The last chunk reaches back over problems that are done, and finds the same again.
         start = jnp.minimum(i * chunk, count - chunk)
         return jax.tree.map(

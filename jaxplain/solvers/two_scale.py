@@ -168,13 +168,13 @@ def _two_scale(
     coarse: tuple[Array, Array],
     fine: tuple[Array, Array],
     membership: Array,
-    weights: tuple[Array, Array, Array],
-    rhos: tuple[Array | None, Array | None, Array | None],
-    energy: Array | None,
-    tolerance: Array,
+    weights: tuple[float | Array, float | Array, float | Array],
+    rhos: tuple[float | Array | None, float | Array | None, float | Array | None],
+    energy: float | Array | None,
+    tolerance: float | Array,
     *,
     method: str,
-    max_steps: Array,
+    max_steps: int | Array,
     inner_steps: int,
 ) -> Solution:
     dtype = fine[1].dtype
@@ -209,19 +209,19 @@ def _solve(
     fine: tuple[Array, Array],
     membership: Array,
     weights: tuple[Array, Array, Array],
-    rhos: tuple[Array | None, Array | None, Array | None],
-    energy: Array | None,
-    tolerance: Array,
+    rhos: tuple[float | Array | None, float | Array | None, float | Array | None],
+    energy: float | Array | None,
+    tolerance: float | Array,
     *,
     method: str,
-    max_steps: Array,
+    max_steps: int | Array,
     inner_steps: int,
 ) -> Solution:
     """Either method, and the certificate that both share."""
     lambda_c, lambda_f, mu = weights
     joint = _eliminate(coarse, fine, membership, mu, lambda_f, energy)
 
-    def choose_rho(rho: Array | None, default: Array) -> Array:
+    def choose_rho(rho: float | Array | None, default: Array) -> Array:
         return default if rho is None else jnp.asarray(rho, default.dtype)
 
     def certify(m_c: Array, m_f: Array, multiplier: Array) -> Certificate:
@@ -271,7 +271,7 @@ def _nested(
     certify: Callable[[Array, Array, Array], Certificate],
     *,
     inner_steps: int,
-    inner_tolerance: Array,
+    inner_tolerance: float | Array,
 ) -> _Method:
     """Algorithm 1. Both matrices are factored once, before the loops."""
     lambda_c, lambda_f, mu = weights
@@ -367,7 +367,7 @@ def _eliminate(
     t: Array,
     mu: Array,
     penalty: Array,
-    energy: Array | None,
+    energy: float | Array | None,
 ) -> _Joint:
     """H = T G_c Tᵀ + μ G_f and h = T q_c + μ q_f."""
     gram = _matmul(_matmul(t, coarse[0]), t.T) + mu * fine[0]

@@ -10,6 +10,9 @@ Wang, "Multi-scale Interpretation Model for Convolutional Neural Networks", sect
 3. Quickshift cuts each coarse superpixel by itself into fine ones, eq. (2), so that each of these
    lies in exactly one coarse superpixel (`quickshift`).
 
+An image of which Quickshift makes fewer than four superpixels (a small or a plain one) is cut into
+a grid instead, of 8 × 8 or as few as leave 4 pixels to a side.
+
 Slivers are merged into the neighbour with which they share the longest border, fine ones within
 their coarse one. Everything is deterministic: the same image gives the same labels.
 
@@ -83,7 +86,8 @@ class Nested(NamedTuple):
 def picture(image: Any, model: Model | None = None) -> Float[np.ndarray, "h w c"]:
     """Return what a network's input looks like, in 0..1.
 
-    By the model's preprocessing; without one, the range of the values is stretched to 0..1.
+    By the model's preprocessing; without one, the range of the values is stretched to 0..1. Of
+    channels that are no colours, neither one nor three, it is the mean.
 
     Args:
         image: (H, W, C) floats.
@@ -92,9 +96,13 @@ def picture(image: Any, model: Model | None = None) -> Float[np.ndarray, "h w c"
     Example:
         >>> picture(np.array([[[-1.0], [3.0]]]))[0, :, 0]
         array([0., 1.], dtype=float32)
+        >>> picture(np.ones((2, 2, 5))).shape
+        (2, 2, 1)
     """
     values = np.asarray(image, np.float32)
-    if model is not None and model.preprocessing is not None:
+    if values.shape[-1] not in (1, 3):
+        values = values.mean(-1, keepdims=True)
+    elif model is not None and model.preprocessing is not None:
         return model.preprocessing.invert(values)
     low, high = values.min(), values.max()
     return (values - low) / (high - low if high > low else 1)
@@ -162,7 +170,7 @@ def nested(
     for labels in found[1:]:
         joint = contiguous(joint * (int(labels.max()) + 1) + labels).astype(np.int64)
     fine = quickshift(image, kernel_size=kernel_size, max_dist=max_dist, ratio=ratio, inside=joint)
-    fine = merge_small(pieces(joint, fine), pixels, most=most_fine, inside=joint)
+    fine = merge_small(pieces(joint, _or_grid(fine)), pixels, most=most_fine, inside=joint)
     coarse = np.stack(found) if heatmaps.ndim == 3 else found[0]
     return Nested(coarse, fine, "; ".join(dict.fromkeys(why for why in reasons if why)))
 
@@ -180,14 +188,13 @@ def segment(
     model: Model | None = None,
     most: int | None = None,
 ) -> Int[np.ndarray, "b h w"]:
-    """Return the superpixels of a network's inputs.
+    """Return the superpixels of a network's inputs; see the module.
 
-    An image of which Quickshift or SLIC makes fewer than four (a small or a plain one) is cut into
-    a grid of 8 × 8 instead, or of its pixels if there are fewer.
+    An image of which Quickshift or SLIC makes fewer than four is cut into a grid instead.
 
     Args:
         images: (B, H, W, C) floats.
-        method: "quickshift" (with LIME's parameters), "slic" (about 50), or "grid" (8 × 8).
+        method: "quickshift" (with LIME's parameters), "slic" (about 50), or "grid".
         model: whose input they are, see `picture`.
         most: merge the smallest until no more than this are left.
 
@@ -195,15 +202,22 @@ def segment(
         ValueError: no such method.
 
     Example:
-        >>> segment(np.zeros((2, 8, 4, 3), np.float32)).max((1, 2))
-        array([31, 31], dtype=int32)
+        >>> segment(np.zeros((2, 16, 8, 3), np.float32)).max((1, 2))
+        array([7, 7], dtype=int32)
     """
     check_method(method)
     size = np.shape(images)[1:3]
     found = []
     for image in np.asarray(images):
         cut = METHODS[method](picture(image, model)) if method != "grid" else np.zeros(size, int)
-        if cut.max() < 3:
-            cut = grid(size, rows=min(8, size[0]), columns=min(8, size[1]))
-        found.append(merge_small(cut, 0, most=most))
+        found.append(merge_small(_or_grid(cut), 0, most=most))
     return np.stack(found)
+
+
+def _or_grid(labels: np.ndarray) -> Labels:
+    """The labels, or a grid if there are fewer than four; see the module."""
+    if labels.max() >= 3:
+        return labels
+    height, width = labels.shape
+    rows, columns = (min(8, max(side // 4, 2), side) for side in labels.shape)
+    return grid((height, width), rows=rows, columns=columns)

@@ -13,6 +13,7 @@ from jaxplain import superpixels
 from jaxplain.methods import mint
 from jaxplain.methods.surrogate import Draw, states
 from jaxplain.model import Model
+from jaxplain.models import outline
 
 KEY = jax.random.key(0)
 COARSE = superpixels.grid((8, 8), rows=2, columns=2)
@@ -284,30 +285,37 @@ def test_layers_are_chosen_by_the_network():
     assert mint.shallow_layer(MODEL, "deep") == "deep"
 
 
-@pytest.mark.parametrize("preset", ["conv1_2", "Conv2d_2b_3x3"])
-def test_shallow_layers_of_the_papers_networks_are_presets(preset):
-    def apply(_, x):
-        for name in ("first", preset, "last"):
-            x = checkpoint_name(x + 1, name)
-        return x.mean((1, 2))
+@pytest.mark.parametrize(
+    ("name", "shallow", "deep"),
+    [("vgg16", "conv1_2", "conv5_3"), ("inception_v3", "Conv2d_2b_3x3", "Mixed_7c")],
+)
+def test_layers_of_the_papers_networks_are_presets(name, shallow, deep):
+    model = outline(name)
+    assert mint.shallow_layer(model) == shallow
+    assert mint.deep_layer(model) == deep
+    fields = {layer.name: layer for layer in model.layers()}
+    assert len(fields[shallow].shape) == len(fields[deep].shape) == 3
+    assert fields[shallow].shape[0] > 8 * fields[deep].shape[0]
 
-    model = Model.from_function(apply, input_shape=(8, 8, 3), default_layer="last")
-    assert mint.shallow_layer(model) == preset
-    assert mint.deep_layer(model) == "last"
 
-
-def test_constant_predictions_give_no_weight_beyond_their_level():
+def test_constant_predictions_leave_nothing_to_explain():
     flat = Model.from_black_box(lambda x: np.zeros((len(x), 2), np.float32), 2)
-    found = explain(
-        flat,
-        jnp.ones((1, 8, 8, 1)),
-        jnp.array([0]),
-        features="none",
-        coarse_penalty=0.99,
-        fine_penalty=0.99,
-    )
-    assert np.isfinite(found.fine_weights).all()
+    found = explain(flat, jnp.ones((1, 8, 8, 1)), jnp.array([0]), features="none")
+    for values in (found.coarse_weights, found.fine_weights, found.heatmap, found.fine_stderr):
+        np.testing.assert_array_equal(values, 0)
     np.testing.assert_allclose(found.prediction, 0.5)
+
+
+def test_answers_that_are_not_finite_are_counted_and_refused():
+    def box(images):
+        found = _planted(images)
+        return np.where((images[:, 0, 0, 0] == 0)[:, None], np.nan, found)
+
+    hidden = int((states(Draw(KEY, True, 1), jnp.arange(128), 16)[:, 0] == 0).sum())
+    with pytest.raises(ValueError, match=f"{hidden} of 128 perturbed copies of image 0"):
+        explain(
+            Model.from_black_box(box, 2), jnp.ones((1, 8, 8, 1)), jnp.array([0]), features="none"
+        )
 
 
 @pytest.mark.parametrize(

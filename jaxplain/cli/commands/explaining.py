@@ -45,7 +45,8 @@ def explain_pictures(
     methods: Annotated[
         str,
         typer.Option(
-            help="Names with commas between, or all; [bold]jaxplain methods[/bold] lists them."
+            help="Names with commas between, or all but those that take hundreds of passes; "
+            "[bold]jaxplain methods[/bold] lists them."
         ),
     ] = "all",
     target: Annotated[

@@ -36,7 +36,7 @@ from jaxplain.methods.drawing import (
     check_control,
     check_counts,
     draw,
-    without_targets,
+    for_targets,
 )
 from jaxplain.methods.lime.local import (
     FitOptions,
@@ -48,7 +48,7 @@ from jaxplain.methods.lime.local import (
     from_sums,
     selection,
 )
-from jaxplain.methods.scene import check_many, find_segments, make_scene, paint
+from jaxplain.methods.scene import find_segments, make_scene, paint
 from jaxplain.model import Model
 from jaxplain.scores import Score
 
@@ -106,6 +106,7 @@ class Lime(NamedTuple):
         return paint((size >= least) & (size > 0), self.segments)
 
 
+@for_targets("segments", "samples", "broken")
 def explain(
     model: Model,
     images: Float[Array, "b h w c"],
@@ -178,18 +179,14 @@ def explain(
         >>> jxp.lime.explain(model, images, targets, "grid", **options).heatmap.shape
         (1, 28, 28)
     """
-    images, several = check_many(model, images, targets)
     labels, size = find_segments(model, images, segments, least=2)
     check_counts(num_samples, chunk, labels)
     check_options(regression, kernel_width, alpha, penalty, count, size)
     plan = Plan(antithetic, check_control(control, score), max(1, chunk // len(images)), score)
-    if isinstance(hide, str):
-        scene = _mean_scene(images, several, labels, hide, size)
-    else:
-        scene = make_scene(images, several, labels, hide, size)
+    scene = make_scene(images, targets, labels, hide, size)
     kept = None if count is None else min(count, size)
     fitting = (selection(select, kept), regression, kept)
-    found = draw(
+    return draw(
         model,
         scene,
         (alpha, penalty),
@@ -201,12 +198,6 @@ def explain(
         tolerance=tolerance,
         progress=progress,
     )
-    if jnp.ndim(targets) == 2:
-        return found
-    return without_targets(found, "segments", "samples", "broken")
-
-
-_mean_scene = jax.jit(make_scene, static_argnums=(3, 4))
 
 
 def _tell(
@@ -222,8 +213,11 @@ def _tell(
     def fitted(gram: jax.Array, corr: jax.Array, energy: jax.Array, valid: jax.Array) -> jax.Array:
         return from_sums(gram, corr, energy, valid, fitting)
 
+    constant = seen.constant()
     full = jax.vmap(fitted)(gram, corr, energy, scene.valid)
+    full = jnp.where(constant[..., None], 0, full)
     r2 = jax.vmap(explained)(gram, moments.corr.sum(1), energy, full)
+    r2 = jnp.where(constant, jnp.nan, r2)
     kept = jnp.zeros_like(gram[0]) if regression == "lasso" else _penalty(gram, alpha)
     ridge = gram - used.gram.sum(1) + kept[None]
 

@@ -24,7 +24,8 @@ Chosen here, where the paper says nothing: σ² is a share of ‖X‖² (`width`
 of the largest correlation of their scale (`coarse_penalty`, `fine_penalty`), μ = 1, and the λ and ρ
 of the augmented Lagrangians, which change no solution, are the mean diagonals of the Gram matrices.
 T is q × p; the text's m × p is a slip. Importances are those of the split variables, whose zeros
-are exact. `PAPER` are the options of the paper's experiments.
+are exact. Where hiding changes no answer, all weights are zero, though (9)–(10), which have no
+intercept, would share the constant out. `PAPER` are the options of the paper's experiments.
 
     found = mint.explain(model, images, targets, key=key)
     found.coarse_importances, found.fine_mask()
@@ -45,13 +46,13 @@ from jaxplain.methods.drawing import (
     check_control,
     check_counts,
     draw,
-    without_targets,
+    for_targets,
 )
 from jaxplain.methods.mint.problem import Penalties, activations, problems, solve
 from jaxplain.methods.mint.segments import deep_layer, find_nested, shallow_layer
-from jaxplain.methods.scene import Scene, check_many, make_scene, paint
+from jaxplain.methods.scene import Scene, make_scene, paint
 from jaxplain.methods.surrogate import Kernel
-from jaxplain.model import Model, check_differentiable
+from jaxplain.model import Model
 from jaxplain.scores import Score
 from jaxplain.solvers.problems import refuse
 from jaxplain.solvers.two_scale import METHODS as SOLVERS
@@ -83,7 +84,8 @@ class Mint(NamedTuple):
         coarse_segments: (B, T, H, W) labels, each target's own.
         fine_segments: (B, H, W) labels, which all targets share.
         prediction: (B, T) what the network says of the image itself.
-        gap: (B, T) bound on the suboptimality of the weights, in units of the mean squared error.
+        duality_gap: (B, T) bound on the suboptimality of the weights, in units of the mean squared
+            error.
         converged: (B, T) whether it is as small as was asked for.
         samples: how many perturbed copies were made of each image.
         broken: (B,) how many of them were answered with NaN or infinity; see `Lime`.
@@ -100,7 +102,7 @@ class Mint(NamedTuple):
     coarse_segments: Int[Array, "b *t h w"]
     fine_segments: Int[Array, "b h w"]
     prediction: Float[Array, "b *t"]
-    gap: Float[Array, "b *t"]
+    duality_gap: Float[Array, "b *t"]
     converged: Bool[Array, "b *t"]
     samples: Int[Array, ""]
     broken: Int[Array, " b"]
@@ -130,6 +132,11 @@ class Mint(NamedTuple):
         return paint(self.fine_importances > threshold * most, self.fine_segments)
 
 
+def _reads_layers(segments: Any = None, *, features: str = "layers", **_: Any) -> bool:
+    return segments is None or features != "none"
+
+
+@for_targets("fine_segments", "samples", "broken", gradient=_reads_layers)
 def explain(
     model: Model,
     images: Float[Array, "b h w c"],
@@ -224,22 +231,19 @@ def explain(
     refuse(coarse_penalty=(coarse_penalty, 0, 1), fine_penalty=(fine_penalty, 0, 1))
     rhos = {"coupling": coupling, "coarse_rho": coarse_rho, "fine_rho": fine_rho}
     refuse(**{name: (value, None, None) for name, value in rhos.items() if value is not None})
-    if segments is None or features != "none":
-        check_differentiable(model, "mint")
-    images, several = check_many(model, images, targets)
     plan = Plan(antithetic, check_control(control, score), max(1, chunk // len(images)), score)
     deep = "" if features == "none" and segments is not None else deep_layer(model, layer)
-    nest = find_nested(model, images, several, segments, deep)
+    nest = find_nested(model, images, targets, segments, deep)
     check_counts(num_samples, chunk, nest.fine)
-    scene = make_scene(images, several, nest.fine, hide, nest.sizes[1])
+    scene = make_scene(images, targets, nest.fine, hide, nest.sizes[1])
     if features == "none":
         ones = jnp.ones_like(images[..., 0])
         maps = (ones, ones)
     else:
-        maps = activations(model, images, (deep, shallow_layer(model, shallow)))
+        maps = _activations(model, images, (deep, shallow_layer(model, shallow)))
     penalties = Penalties(coarse_penalty, fine_penalty, fine_weight, coupling, coarse_rho, fine_rho)
     solving = (method, features == "normalised", scale, nest.sizes)
-    found = draw(
+    return draw(
         model,
         scene,
         (nest.coarse, maps, penalties),
@@ -251,9 +255,9 @@ def explain(
         tolerance=tolerance,
         progress=progress,
     )
-    if jnp.ndim(targets) == 2:
-        return found
-    return without_targets(found, "fine_segments", "samples", "broken")
+
+
+_activations = jax.jit(activations, static_argnums=2)
 
 
 def proximity(scene: Scene, width: Any) -> Kernel:
@@ -286,7 +290,11 @@ def _tell(
     scene = seen.scene
     problem = problems(scene, coarse, maps, seen.steadied, seen.base, sizes, normalised)
     found = solve(problem, penalties, seen.samples, method)
-    numbers = {k: v if v.dtype == bool else seen.told(v) for k, v in found._asdict().items()}
+    constant = seen.constant()[..., None]
+    numbers = {
+        name: values if values.ndim == 2 else seen.told(jnp.where(constant, 0, values))
+        for name, values in found._asdict().items()
+    }
     segments = coarse if scale == "coarse" else scene.segments
     return Mint(
         heatmap=_paint_each(numbers[f"{scale}_importances"], segments),

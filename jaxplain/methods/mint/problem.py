@@ -64,7 +64,7 @@ class Weights(NamedTuple):
     fine_importances: Float[Array, "b t q"]
     coarse_stderr: Float[Array, "b t p"]
     fine_stderr: Float[Array, "b t q"]
-    gap: Float[Array, "b t"]
+    duality_gap: Float[Array, "b t"]
     converged: Bool[Array, "b t"]
 
 
