@@ -50,57 +50,17 @@ def check_inputs(model: Model, images: Any, targets: Any) -> tuple[jax.Array, ja
     """Return images and targets as arrays, or raise naming what is wrong with them.
 
     Raises:
-        TypeError: images that are not floats, targets that are not integers, or a model that does
-            not return one array.
-        ValueError: wrong shapes, NaN or infinity in an image or in the weights, logits that are not
-            (B, classes), or a target that the model does not have.
+        TypeError: images that are not floats, targets that are not integers.
+        ValueError: wrong shapes, NaN or infinity in an image, or a target that the model does not
+            have.
     """
     images = check_images(images, model)
     if not isinstance(images, Tracer):
-        # At once, even where other arguments are traced and these images are a constant.
-        with jax.ensure_compile_time_eval():
-            broken = ~np.asarray(jnp.isfinite(images).all((1, 2, 3)))
+        broken = ~np.asarray(jnp.isfinite(images).all((1, 2, 3)))
         if broken.any():
             raise ValueError(f"images hold NaN or infinity, first in image {broken.argmax()}")
-    check_weights(model)
     # The shape is cached by jit, so that looking costs nothing from the second call on.
-    found = _logits.eval_shape(model, images)
-    if not isinstance(found, jax.ShapeDtypeStruct):
-        raise TypeError(f"the model returns a {type(found).__name__}; expected one array of logits")
-    if found.ndim != 2 or found.shape[0] != images.shape[0]:
-        raise ValueError(
-            f"the model returns shape {found.shape} for {images.shape[0]} images; expected logits "
-            f"({images.shape[0]}, classes)"
-        )
-    return images, check_targets(targets, found)
-
-
-def check_weights(model: Model) -> None:
-    """Raise ValueError where known parameters hold NaN or infinity; a model is looked at once.
-
-    Example:
-        >>> check_weights(Model.from_function(lambda w, x: x.mean((1, 2)) @ w, jnp.eye(3) / 0))
-        Traceback (most recent call last):
-        ValueError: the parameters hold NaN or infinity: at the root
-    """
-    paths = jax.tree_util.tree_flatten_with_path(model.params)[0]
-    # Models are made anew by transformations: their arrays are what stays.
-    parts = tuple(id(leaf) for _, leaf in paths)
-    if any(isinstance(leaf, Tracer) for _, leaf in paths) or parts in _SOUND:
-        return
-    broken = []
-    with jax.ensure_compile_time_eval():
-        for path, leaf in paths:
-            floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-            if floating and not bool(jnp.isfinite(jnp.asarray(leaf)).all()):
-                broken.append(jax.tree_util.keystr(path, simple=True, separator="/"))
-    if broken:
-        more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
-        names = ", ".join(name or "at the root" for name in broken[:3])
-        raise ValueError(f"the parameters hold NaN or infinity: {names}{more}")
-    _SOUND[parts] = [leaf for _, leaf in paths]
-    if len(_SOUND) > _REMEMBERED:
-        _SOUND.pop(next(iter(_SOUND)))
+    return images, check_targets(targets, _logits.eval_shape(model, images))
 
 
 def explainer(*static: str, gradient: bool = True) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -115,15 +75,11 @@ def explainer(*static: str, gradient: bool = True) -> Callable[[Callable[P, R]],
 
     def wrap(function: Callable[P, R]) -> Callable[P, R]:
         compiled = jax.jit(function, static_argnames=static)
-        known = list(inspect.signature(function).parameters)[3:]
 
         @functools.wraps(function)
         def checked(model: Model, images: Any, targets: Any, **options: Any) -> R:
             if gradient:
                 check_differentiable(model, function.__name__)
-            for name in options:
-                if name not in known:
-                    raise TypeError(f"{function.__name__}: {unknown('option', name, known)}")
             images, targets = check_inputs(model, images, targets)
             return compiled(model, images, targets, **options)
 
