@@ -25,12 +25,14 @@ from jaxplain.methods.relevance import (
 )
 from jaxplain.methods.rise import rise
 from jaxplain.methods.sampling import occlusion
+from jaxplain.methods.synthesis import activation_maximisation, feature_inversion
 from jaxplain.names import unknown
 
 __all__ = [
     "METHODS",
     "Explanation",
     "Method",
+    "activation_maximisation",
     "cam",
     "chip",
     "contrastive_excitation_backprop",
@@ -38,6 +40,7 @@ __all__ = [
     "excitation_backprop",
     "extremal_channels",
     "extremal_perturbation",
+    "feature_inversion",
     "find_method",
     "grad_cam",
     "gradient",
