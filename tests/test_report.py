@@ -239,7 +239,7 @@ def test_methods_that_look_equal_are_best_together_and_a_yardstick_never_is(text
 
 
 def test_methods_near_noise_are_named_with_both_figures(text):
-    (line,) = [line for line in text.splitlines() if "little better than noise" in line]
+    (line,) = [line for line in text.splitlines() if "of its energy inside the evidence" in line]
     assert "A random map has 0.05" in line
     assert "Mine 0.12." in line
     assert "Gradient" not in line

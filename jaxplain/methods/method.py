@@ -2,6 +2,9 @@
 
 import dataclasses
 import functools
+import inspect
+import weakref
+from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
@@ -12,8 +15,12 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from jaxplain.model import Model, check_differentiable, check_images
+from jaxplain.names import unknown
 from jaxplain.scores import check_targets
 from jaxplain.trace import Audit
+
+# The arrays of the models that were looked at last.
+_SOUND: deque[list[weakref.ref]] = deque(maxlen=8)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -41,8 +48,8 @@ class Explanation(NamedTuple):
     gap: Float[Array, " b"] | None = None
 
 
-@functools.partial(jax.jit)
-def _logits(model: Model, images: jax.Array) -> jax.Array:
+@jax.jit
+def _logits(model: Model, images: jax.Array) -> Any:
     return model(images)
 
 
@@ -50,17 +57,62 @@ def check_inputs(model: Model, images: Any, targets: Any) -> tuple[jax.Array, ja
     """Return images and targets as arrays, or raise naming what is wrong with them.
 
     Raises:
-        TypeError: images that are not floats, targets that are not integers.
-        ValueError: wrong shapes, NaN or infinity in an image, or a target that the model does not
-            have.
+        TypeError: images that are not floats, targets that are not integers, or a model that does
+            not return one array.
+        ValueError: wrong shapes, NaN or infinity in an image or in the weights, logits that are not
+            (B, classes), or a target that the model does not have.
     """
     images = check_images(images, model)
     if not isinstance(images, Tracer):
-        broken = ~np.asarray(jnp.isfinite(images).all((1, 2, 3)))
+        # At once, even where other arguments are traced and these images are a constant.
+        with jax.ensure_compile_time_eval():
+            broken = ~np.asarray(jnp.isfinite(images).all((1, 2, 3)))
         if broken.any():
             raise ValueError(f"images hold NaN or infinity, first in image {broken.argmax()}")
+    check_weights(model)
     # The shape is cached by jit, so that looking costs nothing from the second call on.
-    return images, check_targets(targets, _logits.eval_shape(model, images))
+    found = _logits.eval_shape(model, images)
+    if not isinstance(found, jax.ShapeDtypeStruct):
+        raise TypeError(f"the model returns a {type(found).__name__}; expected one array of logits")
+    if found.ndim != 2 or found.shape[0] != images.shape[0]:
+        raise ValueError(
+            f"the model returns shape {found.shape} for {images.shape[0]} images; expected logits "
+            f"({images.shape[0]}, classes)"
+        )
+    return images, check_targets(targets, found)
+
+
+def check_weights(model: Model) -> None:
+    """Raise ValueError where known parameters hold NaN or infinity; a model is looked at once.
+
+    Example:
+        >>> check_weights(Model.from_function(lambda w, x: x.mean((1, 2)) @ w, jnp.eye(3) / 0))
+        Traceback (most recent call last):
+        ValueError: the parameters hold NaN or infinity: at the root
+    """
+    leaves = jax.tree.leaves(model.params)
+    # Transformations make models anew, of the same arrays. They are not kept alive for this.
+    if any(len(seen) == len(leaves) and all(map(_refers, seen, leaves)) for seen in _SOUND):
+        return
+    if any(isinstance(leaf, Tracer) for leaf in leaves):
+        return
+    paths, _ = jax.tree_util.tree_flatten_with_path(model.params)
+    broken = [
+        jax.tree_util.keystr(path, simple=True, separator="/") or "at the root"
+        for path, leaf in paths
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+        and getattr(leaf, "is_fully_addressable", True)
+        and not np.isfinite(np.asarray(leaf)).all()
+    ]
+    if broken:
+        more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+        raise ValueError(f"the parameters hold NaN or infinity: {', '.join(broken[:3])}{more}")
+    if all(isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves):
+        _SOUND.append([weakref.ref(leaf) for leaf in leaves])
+
+
+def _refers(reference: weakref.ref, leaf: Any) -> bool:
+    return reference() is leaf
 
 
 def explainer(*static: str, gradient: bool = True) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -75,11 +127,15 @@ def explainer(*static: str, gradient: bool = True) -> Callable[[Callable[P, R]],
 
     def wrap(function: Callable[P, R]) -> Callable[P, R]:
         compiled = jax.jit(function, static_argnames=static)
+        known = list(inspect.signature(function).parameters)[3:]
 
         @functools.wraps(function)
         def checked(model: Model, images: Any, targets: Any, **options: Any) -> R:
             if gradient:
                 check_differentiable(model, function.__name__)
+            for name in options:
+                if name not in known:
+                    raise TypeError(f"{function.__name__}: {unknown('option', name, known)}")
             images, targets = check_inputs(model, images, targets)
             return compiled(model, images, targets, **options)
 

@@ -55,19 +55,19 @@ def near_noise(scores: Scores, entries: Mapping[str, MethodEntry]) -> dict[str, 
     """Return which methods put little more of their maps on the evidence than noise would.
 
     Returns:
-        {"noise": the share of noise, "methods": [(title, share), …]}, the least first; None where
-        every method does clearly better, or nobody scored noise.
+        {"noise": the share of noise, "methods": [(title, options, share), …]}, the least first;
+        None where every method does clearly better, or nobody scored noise.
     """
     values = scores.metrics.get("energy", {})
     if scores.noise not in values:
         return None
     noise = values[scores.noise].mean
     few = [
-        (entries[name].title, interval.mean)
+        (entries[name].title, entries[name].options, interval.mean)
         for name, interval in values.items()
         if not entries[name].baseline and interval.mean < NEAR_NOISE * noise
     ]
-    few.sort(key=lambda pair: pair[1])
+    few.sort(key=lambda line: line[2])
     return {"noise": noise, "methods": few, "times": NEAR_NOISE} if few else None
 
 
