@@ -15,10 +15,20 @@ from jaxplain.methods import guided_feature_inversion
 from jaxplain.methods.descent import gaussian_matrix
 from jaxplain.methods.inversion import _background, inversion_layers
 from jaxplain.model import Model
-from jaxplain.models import MODELS
+from jaxplain.models import MODELS, load_model
 
 STEPS = {"inversion_steps": 8, "steps": 12, "halve_every": 5}
-invert = functools.partial(guided_feature_inversion, **STEPS)
+# Numbers are given to every call, so that calls share one compiled program.
+invert = functools.partial(
+    guided_feature_inversion,
+    **STEPS,
+    layer="conv2",
+    inversion_layer="conv2",
+    learning_rate=0.01,
+    inversion_weight=10.0,
+    target_weight=1.0,
+    suppression=1.0,
+)
 
 
 def written_out(image, target, l1, l0, gamma, delta, lam, *, upsample_first, squared, relative):
@@ -99,8 +109,8 @@ def test_equals_the_algorithms_written_out(chosen, options, reference):
 
 
 def test_loss_falls_and_the_mask_lies_between_zero_and_one():
-    options = {"layer": "conv2", "inversion_layer": "conv2", "suppression": 0.7}
-    found = invert(MODEL, IMAGES, TARGETS, **options, target_weight=0.0, inversion_weight=0.0)
+    weights = {"suppression": 0.7, "target_weight": 0.0, "inversion_weight": 0.0}
+    found = invert(MODEL, IMAGES, TARGETS, **weights)
     assert (found.inversion_history[:, -1] < found.inversion_history[:, 0]).all()
     assert (found.history[:, -1] < found.history[:, 0]).all()
     for mask in (found.heatmap, found.inversion):
@@ -109,9 +119,9 @@ def test_loss_falls_and_the_mask_lies_between_zero_and_one():
 
 
 def test_norm_that_would_take_all_weights_leaves_the_last_mask():
-    # In ten steps of 0.01 the norm alone brings every weight from 0.1 to zero.
-    found = guided_feature_inversion(
-        MODEL, IMAGES, TARGETS, inversion_weight=1e6, inversion_steps=14, target_weight=1e6
+    # In five steps of 0.02 the norm alone brings every weight from 0.1 to zero.
+    found = invert(
+        MODEL, IMAGES, TARGETS, inversion_weight=1e6, target_weight=1e6, learning_rate=0.02
     )
     assert float(found.weights.max()) >= 1e-3
     assert float(found.heatmap.max()) > 0.5
@@ -127,7 +137,7 @@ def test_activation_without_contrast_gives_a_mask_of_zeros(kind):
         MODEL.params["first"],
         default_layer="conv1",
     )
-    found = invert(model, images, TARGETS)
+    found = guided_feature_inversion(model, images, TARGETS, **STEPS)
     np.testing.assert_array_equal(found.heatmap, 0)
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(found))
 
@@ -174,9 +184,11 @@ def _equations(jaxpr):
 def test_layers_are_those_of_the_paper():
     images = jax.ShapeDtypeStruct((1, 128, 128, 3), jnp.float32)
     expected = {
+        "vgg16": ("conv5_3", "pool5"),
         "vgg19": ("conv5_4", "pool5"),
         "alexnet": ("pool5", "pool5"),
         "resnet18": ("layer4.1.conv1", "layer4"),
+        "googlenet": ("inception5b", "inception5b"),
         "inception_v3": ("Mixed_7c", "Mixed_7c"),
     }
     for name, chosen in expected.items():
@@ -186,6 +198,8 @@ def test_layers_are_those_of_the_paper():
             network, params, name=name, default_layer=MODELS[name].default_layer
         )
         assert inversion_layers(model, images) == chosen
+    lenet = load_model("digits")
+    assert inversion_layers(lenet, jnp.zeros((1, 28, 28, 1))) == ("conv2", "pool2")
 
 
 @pytest.mark.parametrize(
@@ -209,7 +223,7 @@ def test_layer_without_positions_is_refused():
         lambda w, x: checkpoint_name(x.mean((1, 2)), "flat") @ w, jnp.ones((3, 4))
     )
     with pytest.raises(ValueError, match="has no layer with positions"):
-        invert(model, IMAGES, TARGETS)
+        guided_feature_inversion(model, IMAGES, TARGETS)
     with pytest.raises(ValueError, match="layer 'flat' has no positions"):
         invert(model, IMAGES, TARGETS, layer="flat", inversion_layer="flat")
 
