@@ -223,10 +223,10 @@ def activation_maximisation(
         ((2, 28, 28, 1), (2,))
     """
     check_differentiable(model, "activation_maximisation")
-    if initial is None and model.input_shape is None:
-        raise ValueError(f"initial is needed: model {model.name!r} names no input_shape")
     given = jnp.asarray(targets)
     if initial is None:
+        if model.input_shape is None:
+            raise ValueError(f"initial is needed: model {model.name!r} names no input_shape")
         noise = _START * jax.random.normal(key, model.input_shape)
         initial = jnp.broadcast_to(noise, (given.shape[0], *noise.shape))
     initial = check_images(initial, model)
@@ -313,7 +313,7 @@ def _maximised(
     def one(start: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
         def compose(x: jax.Array, step: jax.Array) -> jax.Array:
             moved = jax.random.randint(jax.random.fold_in(key, step), (2,), -jitter, jitter + 1)
-            return jnp.roll(x, (moved[0], moved[1]), (0, 1))[None]
+            return jnp.roll(x, moved, (0, 1))[None]
 
         found = descend(
             through(model, compose, lambda seen, x, step: -excited(seen[name], target), [name]),
