@@ -127,21 +127,19 @@ def run(*, out: Path, flowers: int, seed: int, chunk: int | None, cache: bool) -
     compilation.keep(option=cache)
     first, second, small = EXHIBITS
     chunk = chunk or CHUNK
-    options = {"seed": seed, "chunk": chunk}
+    explain = functools.partial(explain_exhibit, seed=seed, chunk=chunk)
     steps = len(affordable()) * -(-flowers // 2 // chunk)
     # What one network's methods wait for, Python at times and the processor at others, leaves room
     # for something else: the scores of the first flowers and the digits stand beside the second.
     with ThreadPoolExecutor(1) as aside:
         drawn = [aside.submit(held_out, exhibit, flowers) for exhibit in EXHIBITS]
         with progress(steps) as advance:
-            seen = [explain_exhibit(first, drawn[0].result(), **options, tick=advance)]
+            seen = [explain(first, drawn[0].result(), tick=advance)]
         scoring = aside.submit(score_exhibit, seen[0], seed=seed)
-        last = aside.submit(explain_exhibit, small, drawn[2].result(), **options)
+        last = aside.submit(explain, small, drawn[2].result())
         with progress(steps) as advance:
             seen.append(
-                explain_exhibit(
-                    second, drawn[1].result(), **options, tick=advance, alone=lambda: wait([last])
-                )
+                explain(second, drawn[1].result(), tick=advance, alone=lambda: wait([last]))
             )
     with progress(len(seen[1].found)) as advance:
         scored = [scoring.result(), score_exhibit(seen[1], seed=seed, tick=advance), NO_SCORES]

@@ -82,7 +82,7 @@ def run_methods(
     *,
     forgiving: bool = False,
     tick: Callable[[str], None] = lambda title: None,
-    alone: Callable[[], None] = lambda: None,
+    alone: Callable[[], object] = lambda: None,
 ) -> tuple[dict[str, Maps], dict[str, str]]:
     """Explain the images with every method.
 

@@ -294,7 +294,7 @@ def _means(
     for row, metric in enumerate(METRICS):
         mean, per_class, counts = jax.tree.map(lambda each, row=row: each[row], means)
         scores[metric.name] = Score(
-            _estimate(*mean, counts.sum()),
+            _estimate(mean[0], mean[1], mean[2], counts.sum()),
             tuple(_estimate(*each) for each in zip(*per_class, counts, strict=True)),
         )
     return {

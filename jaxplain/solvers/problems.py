@@ -112,7 +112,7 @@ def solve_all(
         if finish is None:
             return found
 
-        def last(i: int | Array, found: Solution) -> Solution:
+        def last(i: Array, found: Solution) -> Solution:
             so_far = jax.tree.map(lambda x: pick(x, i), found)
             better = lax.cond(so_far.converged, lambda s: s, lambda s: finish(i, s), so_far)
             return jax.tree.map(lambda x, new: x.at[i].set(new), found, better)

@@ -1,7 +1,7 @@
 r"""MINT: which superpixels, coarse and fine, a network's deep and shallow layers answer to.
 
-Cui, Wang and Wang, "Multi-scale Interpretation Model for Convolutional Neural Networks: Building
-Trust based on Hierarchical Interpretation". An image is cut twice (1)–(2), see
+Cui, Wang and Wang 2019, "Multi-scale Interpretation Model for Convolutional Neural Networks:
+Building Trust based on Hierarchical Interpretation". An image is cut twice (1)–(2), see
 `superpixels.nested`; fine superpixels are hidden at random, :math:`s^f \in \{0,1\}^q`, so that of
 each coarse one a fraction :math:`s^c_i` is shown. With :math:`a^{cs}, a^{fs}` the mean activation
 of a deep and of a shallow layer in each superpixel (4), (6), channels summed,
