@@ -80,7 +80,7 @@ def _same(heatmap: jax.Array) -> jax.Array:
     return heatmap
 
 
-# In pairs and with a control variate they tell what a thousand and more independent ones would.
+# Enough to rank superpixels; `tolerance` asks for more where the standard errors are large.
 _SAMPLES = (("num_samples", 512),)
 
 _TABLE = (
