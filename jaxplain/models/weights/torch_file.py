@@ -271,6 +271,8 @@ def read_torch(path: str | Path) -> dict[str, FileTensor]:
         zipfile.BadZipFile,
     ) as error:
         reason = str(error) or type(error).__name__
+        if isinstance(error, LookupError):
+            reason = f"it refers to something that it does not hold ({reason})"
         raise ValueError(f"{path} is not a readable torch file: {reason[:500]}") from error
 
 
