@@ -93,7 +93,7 @@ def grad_cam(
 
 def _map(maps: jax.Array, images: jax.Array, relu: bool, upsample: bool) -> jax.Array:
     maps = jnp.maximum(maps, 0) if relu else maps
-    return resize_maps(maps, images.shape[1:3]) if upsample else maps  # type: ignore[arg-type]
+    return resize_maps(maps, images.shape[1:3]) if upsample else maps
 
 
 class GuidedGradCam(NamedTuple):

@@ -5,7 +5,7 @@ import functools
 import inspect
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
@@ -144,7 +144,7 @@ def explainer(*static: str, gradient: bool = True) -> Callable[[Callable[P, R]],
     return wrap
 
 
-def resize_maps(maps: Float[Array, "b h w"], size: tuple[int, int]) -> Float[Array, "b H W"]:
+def resize_maps(maps: Float[Array, "b h w"], size: Sequence[int]) -> Float[Array, "b H W"]:
     """Resize maps to (H, W), bilinearly with half-pixel centres.
 
     Example:
@@ -300,7 +300,7 @@ class Method:
         heatmap = self.heatmap(fields["heatmap"] if "heatmap" in fields else fields["attribution"])
         size = tuple(jnp.shape(images)[1:3])
         if heatmap.shape[1:] != size:
-            heatmap = resize_maps(heatmap, size)  # type: ignore[arg-type]
+            heatmap = resize_maps(heatmap, size)
         stderr = fields.get("stderr")
         if stderr is not None and stderr.ndim == 4:
             # The map shows each pixel's strongest channel: its error is that channel's.

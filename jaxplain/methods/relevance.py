@@ -339,4 +339,4 @@ def _summed(found: jax.Array, layer: str, images: jax.Array, upsample: bool) -> 
     if found.ndim != 4:
         raise ValueError(no_positions(layer, found.shape))
     maps = found.sum(-1)
-    return resize_maps(maps, images.shape[1:3]) if upsample else maps  # type: ignore[arg-type]
+    return resize_maps(maps, images.shape[1:3]) if upsample else maps

@@ -208,7 +208,7 @@ def find_segments(
     elif isinstance(segments, Tracer):
         found = jnp.broadcast_to(segments, images.shape[:3])
     else:
-        found = superpixels.check_segments(segments, images.shape[:3])  # type: ignore[arg-type]
+        found = superpixels.check_segments(segments, images.shape[:3])
     if isinstance(found, Tracer):
         return found, MOST
     counts = [len(np.unique(labels)) for labels in np.asarray(found)]

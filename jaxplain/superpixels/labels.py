@@ -1,5 +1,6 @@
 """Labels of superpixels: numbered, counted, merged, and one segmentation inside another."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -97,7 +98,7 @@ def merge_small(
     return contiguous(parent[labels])
 
 
-def check_segments(segments: Any, size: tuple[int, int, int]) -> Int[np.ndarray, "b h w"]:
+def check_segments(segments: Any, size: Sequence[int]) -> Int[np.ndarray, "b h w"]:
     """Return the superpixels of B images, or raise naming what is wrong with them.
 
     Labels that do not occur are allowed; they cost time and weigh nothing.
@@ -114,7 +115,7 @@ def check_segments(segments: Any, size: tuple[int, int, int]) -> Int[np.ndarray,
         >>> check_segments(np.zeros((4, 4), int), (2, 4, 4)).shape
         (2, 4, 4)
     """
-    array = np.asarray(segments)
+    array, size = np.asarray(segments), tuple(size)
     if not np.issubdtype(array.dtype, np.integer):
         raise TypeError(f"segments have dtype {array.dtype}; expected integers")
     if array.shape not in (size, size[1:]):

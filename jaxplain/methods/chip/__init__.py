@@ -119,7 +119,7 @@ def heatmap(
         layer = importance.layer
     layer = map_layer(model, layer)
     (found,) = _maps(model, images, targets, importance, (layer,), relu)
-    return resize_maps(found, images.shape[1:3]) if upsample else found  # type: ignore[arg-type]
+    return resize_maps(found, images.shape[1:3]) if upsample else found
 
 
 @explainer("first", "last", "relu", "upsample")
@@ -168,7 +168,7 @@ def refined(
     chosen = _ends(model, images, importance, first, last)
     fine, coarse = _maps(model, images, targets, importance, chosen, relu)
     size = images.shape[1:3] if upsample else fine.shape[1:]
-    return resize_maps(fine, size) * resize_maps(coarse, size)  # type: ignore[arg-type]
+    return resize_maps(fine, size) * resize_maps(coarse, size)
 
 
 class GuidedChip(NamedTuple):

@@ -223,7 +223,7 @@ def _enlarged(
         if activation.ndim != 4:
             continue
         own = jnp.einsum("bhwk,bk->bhw", activation, part, precision=lax.Precision.HIGHEST)
-        found += resize_maps(own, size)  # type: ignore[arg-type]
+        found += resize_maps(own, size)
     return found
 
 

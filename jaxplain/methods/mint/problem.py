@@ -81,7 +81,7 @@ def activations(
         if tensors[name].ndim != 4:
             raise ValueError(no_positions(name, tensors[name].shape))
     size = images.shape[1:3]
-    deep, shallow = (resize_maps(tensors[n].sum(-1), size) for n in layers)  # type: ignore[arg-type]
+    deep, shallow = (resize_maps(tensors[n].sum(-1), size) for n in layers)
     return deep, shallow
 
 

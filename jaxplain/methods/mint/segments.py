@@ -138,12 +138,12 @@ def _given(segments: Any, shape: tuple[int, ...]) -> tuple[Any, Any]:
     if isinstance(coarse, Tracer) or isinstance(fine, Tracer):
         coarse = coarse if coarse.ndim == 4 else jnp.broadcast_to(coarse, (batch, *size))[:, None]
         return jnp.broadcast_to(coarse, shape), jnp.broadcast_to(fine, (batch, *size))
-    fine = superpixels.check_segments(fine, (batch, *size))  # type: ignore[arg-type]
+    fine = superpixels.check_segments(fine, (batch, *size))
     if np.ndim(coarse) == 4 and np.shape(coarse) == shape:
         flat = np.asarray(coarse).reshape(-1, *size)
-        coarse = superpixels.check_segments(flat, (batch * several, *size)).reshape(shape)  # type: ignore[arg-type]
+        coarse = superpixels.check_segments(flat, (batch * several, *size)).reshape(shape)
     else:
-        one = superpixels.check_segments(coarse, (batch, *size))  # type: ignore[arg-type]
+        one = superpixels.check_segments(coarse, (batch, *size))
         coarse = np.broadcast_to(one[:, None], shape)
     for labels, inside in zip(coarse, fine, strict=True):
         for target in labels:
