@@ -1,6 +1,7 @@
 """`jaxplain evaluate`: every method on the same pictures, method by method, each kept once done."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -353,10 +354,28 @@ def digest_of(model: "Model") -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return whose figures they are: the versions of what computes them."""
+    """Return whose figures they are: the versions of what computes them, and our code itself."""
     from importlib import metadata
 
-    return {name: metadata.version(name) for name in ("jaxplain", "jax")}
+    return {name: metadata.version(name) for name in ("jaxplain", "jax")} | {"code": code_digest()}
+
+
+@functools.cache
+def code_digest() -> str:
+    """Return a digest of the package's modules: between two releases, too, methods change.
+
+    Example:
+        >>> len(code_digest())
+        16
+    """
+    import jaxplain
+
+    root = Path(jaxplain.__path__[0])
+    found = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        found.update(f"{path.relative_to(root).as_posix()}\n".encode())
+        found.update(path.read_bytes())
+    return found.hexdigest()[:16]
 
 
 def kept_path(folder: Path, work: Mapping[str, Any]) -> Path:
