@@ -98,12 +98,14 @@ SPARSE = {"mint_fine": (("coarse_penalty", 0.5), ("fine_penalty", 0.5))}
 
 @each_family
 def test_jit_equals_eager(method, model, images):
-    # Every equation of every sample is run by itself: a few samples do.
-    options = tuple((n, 3 if n in ("samples", "steps") else v) for n, v in method.options)
+    # Every equation of every sample is run by itself: a few samples and one image do.
+    few = {"samples": 3, "steps": 3, "num_samples": 32}
+    options = tuple((name, few.get(name, value)) for name, value in method.options)
+    images, targets = images[:1], TARGETS[:1]
     method = dataclasses.replace(method, options=(*options, *SPARSE.get(method.name, ())))
-    compiled = jax.jit(functools.partial(explain, method))(model, images, TARGETS)
+    compiled = jax.jit(functools.partial(explain, method))(model, images, targets)
     with jax.disable_jit():
-        eager = explain(method, model, images, TARGETS)
+        eager = explain(method, model, images, targets)
     same(compiled, eager)
 
 
