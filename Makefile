@@ -23,6 +23,8 @@ $(STAMP): pyproject.toml
 	@echo "Installing jaxplain into .venv (a few minutes, once)"
 	@$(BIN)/python -m pip install -qq --upgrade 'pip>=25.1'
 	@$(BIN)/python -m pip install -qq --editable . --group dev
+	@# An NNX ResNet for the tests of the adapters. It asks for torch, which its networks do not use.
+	@$(BIN)/python -m pip install -qq --no-deps jaxnn==0.2.0
 	@touch $@
 
 demo: $(STAMP) ## explain held-out images with every method: demo/report.html

@@ -19,12 +19,60 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.core import Tracer
 
-Arguments = tuple[tuple[str, Hashable], ...]
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    """An array, compared by its content; a random key if `kind` says of which."""
+
+    data: bytes
+    dtype: str
+    shape: tuple[int, ...]
+    kind: str | None
+
+    @classmethod
+    def of(cls, value: Any) -> "Constant":
+        """Keep an array."""
+        kind = None
+        if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+            kind, value = str(jax.random.key_impl(value)), jax.random.key_data(value)
+        host = np.asarray(value)
+        return cls(host.tobytes(), host.dtype.name, host.shape, kind)
+
+    def array(self) -> jax.Array:
+        """Return the array."""
+        host = np.frombuffer(self.data, jnp.dtype(self.dtype)).reshape(self.shape)
+        value = jnp.asarray(host)
+        return value if self.kind is None else jax.random.wrap_key_data(value, impl=self.kind)
 
 
-def arguments(call: Mapping[str, Hashable] | None) -> Arguments:
-    """Return further arguments of a network's call as a hashable value."""
-    return tuple(sorted((call or {}).items()))
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Further arguments of a network's call; equal ones share compilations."""
+
+    items: tuple[tuple[str, Hashable], ...] = ()
+
+    def __call__(self) -> dict[str, Any]:
+        """Return them as they were given."""
+        return {
+            name: value.array() if isinstance(value, Constant) else value
+            for name, value in self.items
+        }
+
+
+def arguments(call: Mapping[str, Any] | None) -> Arguments:
+    """Return further arguments of a network's call as a hashable value.
+
+    Raises:
+        TypeError: a value is neither hashable nor an array.
+    """
+    kept = {}
+    for name, value in sorted((call or {}).items()):
+        kept[name] = Constant.of(value) if isinstance(value, jax.Array | np.ndarray) else value
+        if not isinstance(kept[name], Hashable):
+            raise TypeError(
+                f"call[{name!r}] is a {type(value).__name__}; expected an array or what is hashable"
+            )
+    return Arguments(tuple(kept.items()))
 
 
 def _library(module: str, package: str) -> Any:
@@ -47,11 +95,11 @@ class LinenApply:
     """`module.apply` as a value: equal modules and arguments share compilations."""
 
     module: Any
-    call: Arguments = ()
+    call: Arguments = Arguments()
 
     def __call__(self, params: Any, images: jax.Array, **edits: Any) -> jax.Array:
         """Return the logits."""
-        return self.module.apply(params, images, **dict(self.call), **edits)
+        return self.module.apply(params, images, **self.call(), **edits)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,12 +107,12 @@ class LinenCapture:
     """The outputs of every submodule of a Linen module, by path."""
 
     module: Any
-    call: Arguments = ()
+    call: Arguments = Arguments()
 
     def __call__(self, params: Any, images: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Return the logits and {path: output}."""
         logits, state = self.module.apply(
-            params, images, capture_intermediates=True, mutable=["intermediates"], **dict(self.call)
+            params, images, capture_intermediates=True, mutable=["intermediates"], **self.call()
         )
         return logits, _named_outputs(state["intermediates"])
 
@@ -133,7 +181,7 @@ class HaikuApply:
     function: Callable[..., Any]
     stateful: bool
     random: bool
-    call: Arguments = ()
+    call: Arguments = Arguments()
 
     def __call__(self, params: Any, images: jax.Array) -> jax.Array:
         """Return the logits."""
@@ -141,12 +189,12 @@ class HaikuApply:
         trees = (params["params"], params["state"]) if self.stateful else (params,)
         key = (None,) if self.random else ()
         with haiku.intercept_methods(_tag_haiku):
-            found = self.function(*trees, *key, images, **dict(self.call))
+            found = self.function(*trees, *key, images, **self.call())
         return found[0] if self.stateful else found
 
 
 def haiku_apply(
-    network: Any, params: Any, state: Any, call: Mapping[str, Hashable] | None
+    network: Any, params: Any, state: Any, call: Mapping[str, Any] | None
 ) -> tuple[Any, HaikuApply]:
     """Return a transformed Haiku function as (parameters, apply).
 
@@ -199,7 +247,7 @@ class EquinoxApply:
     leaves: tuple[Any, ...]
     structure: Any
     stateful: bool
-    call: Arguments = ()
+    call: Arguments = Arguments()
 
     def __call__(self, params: Any, images: jax.Array) -> jax.Array:
         """Return the logits."""
@@ -211,8 +259,8 @@ class EquinoxApply:
         def logits(image: jax.Array) -> jax.Array:
             image = jnp.transpose(image, (2, 0, 1))
             if self.stateful:
-                return module(image, state, **dict(self.call))[0]
-            return module(image, **dict(self.call))
+                return module(image, state, **self.call())[0]
+            return module(image, **self.call())
 
         return jax.vmap(logits)(images)
 
@@ -222,7 +270,7 @@ def _is_none(leaf: Any) -> bool:
 
 
 def equinox_apply(
-    module: Any, state: Any, call: Mapping[str, Hashable] | None
+    module: Any, state: Any, call: Mapping[str, Any] | None
 ) -> tuple[Any, EquinoxApply]:
     """Return an Equinox module in inference mode as (parameters, apply).
 

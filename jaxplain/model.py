@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -198,7 +198,7 @@ class Model:
         module: Any,
         variables: Any,
         *,
-        call: Mapping[str, Hashable] | None = None,
+        call: Mapping[str, Any] | None = None,
         **described: Any,
     ) -> "Model":
         """Make a model of a Flax Linen module.
@@ -266,7 +266,7 @@ class Model:
         params: Any,
         state: Any = None,
         *,
-        call: Mapping[str, Hashable] | None = None,
+        call: Mapping[str, Any] | None = None,
         **described: Any,
     ) -> "Model":
         """Make a model of a transformed Haiku function.
@@ -304,7 +304,7 @@ class Model:
         module: Any,
         state: Any = None,
         *,
-        call: Mapping[str, Hashable] | None = None,
+        call: Mapping[str, Any] | None = None,
         **described: Any,
     ) -> "Model":
         """Make a model of an Equinox module, in inference mode.
@@ -319,7 +319,7 @@ class Model:
             state: of a module with state (batch norm), the second of what
                 `eqx.nn.make_with_state` returned: the module is called with (image, state) and
                 returns (logits, state).
-            call: further arguments of the module, such as `{"key": None}`.
+            call: further arguments of the module, such as `{"key": jax.random.key(0)}`.
             **described: as in `from_function`.
 
         Raises:
