@@ -88,17 +88,20 @@ def select(
     ridge = RIDGE * float(diagonal.mean()) / count or 1.0
     with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
         found = mu_lasso(
-            _quadratic(jnp.array(gram), count, ridge),
-            jnp.asarray(corr),
+            _quadratic(jax.device_put(gram), count, ridge),
+            jax.device_put(corr),
             float(mu),
             nonnegative=nonnegative,
             tolerance=tolerance,
             max_steps=max_steps,
         )
-        weights, converged = np.asarray(found.value), np.asarray(found.converged)
+        weights, converged = np.array(found.value), np.asarray(found.converged)
+        del found
     # A class without images is at its optimum, zero, whatever rounding made of it.
-    weights = np.where((images > 0)[:, None], weights, 0.0)
-    slope = weights @ gram / count - corr
+    weights[images == 0] = 0
+    slope = weights @ gram
+    slope /= count
+    slope -= corr
     energy = images / count
     gap, kkt = certificate(weights, slope, corr, energy, mu, nonnegative=nonnegative)
     every = np.zeros((len(weights), len(statistics.gram)), np.float32)
