@@ -239,7 +239,7 @@ def _lasso(
                 own = functools.partial(rows, gram, i)
                 return pivots.finish(own, c, certify, start, tolerance, max_steps, penalty=level)
 
-            return Solver(by_active_sets, finish=finish)
+            return Solver(by_active_sets, finish)
 
         common = None
         if gram.ndim == 2:

@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxplain.solvers.implicit import differentiable
-from jaxplain.solvers.loop import Solution, choose
+from jaxplain.solvers.loop import Solution
 
 
 def refuse(**numbers: tuple) -> None:
@@ -67,30 +67,16 @@ def check_problem(gram: Array, corr: Array, **others: Any) -> None:
             )
 
 
-class Stage(NamedTuple):
-    """Goes on with the problems that have not converged.
-
-    Attributes:
-        improve: from an index and a solution to one that is not worse.
-        chunk: how many problems are taken side by side; if all of them have converged, none is.
-    """
-
-    improve: Callable[[Array, Solution], Solution]
-    chunk: int = 1
-
-
 class Solver(NamedTuple):
     """Solves the problem of an index.
 
     Attributes:
         solve: from an index to a solution; problems are solved side by side.
-        rounds: what is then done for all problems, stage after stage, twice.
         finish: from an index and a solution that has not converged to a better one; these are rare
             and hard, and are solved one after the other.
     """
 
     solve: Callable[[Array], Solution]
-    rounds: tuple[Stage, ...] = ()
     finish: Callable[[Array, Solution], Solution] | None = None
 
 
@@ -122,53 +108,19 @@ def solve_all(
     def solve(gram: Array, corr: Array, level: Array) -> Solution:
         solver = prepare(gram, corr, level)
         found = each(solver.solve, count, chunk)
-        if solver.rounds:
-            found = lax.fori_loop(0, 2, lambda _, found: one_round(solver.rounds, found), found)
-        return found if solver.finish is None else _improve(Stage(solver.finish), found, count)
+        finish = solver.finish
+        if finish is None:
+            return found
 
-    def one_round(stages: tuple[Stage, ...], found: Solution) -> Solution:
-        for stage in stages:
-            found = _improve(stage, found, count)
-        return found
+        def last(i: Array, found: Solution) -> Solution:
+            so_far = jax.tree.map(lambda x: pick(x, i), found)
+            better = lax.cond(so_far.converged, lambda s: s, lambda s: finish(i, s), so_far)
+            return jax.tree.map(lambda x, new: x.at[i].set(new), found, better)
+
+        return lax.fori_loop(0, count, last, found)
 
     solution = differentiable(solve, conditions, (gram, corr, level), jnp.zeros_like(corr))
     return jax.tree.map(lambda x: x[0], solution) if single else solution
-
-
-def nothing(like: Float[Array, " d"]) -> Solution:
-    """Zeros, of which nothing is known.
-
-    >>> nothing(jnp.ones(2)).gap.tolist()
-    inf
-    """
-    none = jnp.zeros((), like.dtype)
-    return Solution(
-        jnp.zeros_like(like), jnp.array(False), jnp.zeros((), jnp.int32), none + jnp.inf, none
-    )
-
-
-def _improve(stage: Stage, found: Solution, count: int) -> Solution:
-    """One stage of every problem."""
-    chunk = min(stage.chunk, count)
-
-    def more(i: int | Array, found: Solution) -> Solution:
-        # The last chunk reaches back over problems that are done.
-        start = jnp.minimum(i * chunk, count - chunk)
-        some = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, chunk), found)
-
-        def improved(some: Solution) -> Solution:
-            if chunk == 1:
-                one = stage.improve(start, jax.tree.map(lambda x: x[0], some))
-                return jax.tree.map(lambda x: x[None], one)
-            better = jax.vmap(stage.improve)(start + jnp.arange(chunk), some)
-            return choose(some.converged, some, better)
-
-        some = lax.cond(some.converged.all(), lambda some: some, improved, some)
-        return jax.tree.map(
-            lambda whole, new: lax.dynamic_update_slice_in_dim(whole, new, start, 0), found, some
-        )
-
-    return lax.fori_loop(0, -(-count // chunk), more, found)
 
 
 def pick(values: Array, i: Int[Array, ""]) -> Array:
@@ -213,7 +165,8 @@ def each(solve: Callable[[Array], Solution], count: int, chunk: int) -> Solution
     >>> each(halves, 5, 2).value.tolist()
     [0.0, 0.5, 1.0, 1.5, 2.0]
     """
-    chunk = min(chunk, count)
+    # Chunks of one size, as nearly as can be: the last one reaches back over what is done.
+    chunk = -(-count // -(-count // chunk))
 
     def some(start: Array) -> Solution:
         if chunk == 1:
@@ -224,7 +177,6 @@ def each(solve: Callable[[Array], Solution], count: int, chunk: int) -> Solution
         return some(jnp.zeros((), int))
 
     def more(i: int | Array, found: Solution) -> Solution:
-        # The last chunk reaches back over problems that are done, and finds the same again.
         start = jnp.minimum(i * chunk, count - chunk)
         return jax.tree.map(
             lambda whole, new: lax.dynamic_update_slice_in_dim(whole, new, start, 0),

@@ -3,48 +3,33 @@ r"""μ-Lasso for many classes at once: least squares inside an L1 ball, from Gra
 .. math:: \min_W \tfrac12 \|X^T W - L^T\|_F^2 \quad \text{s.t. } \|w_j\|_1 \le \mu
     \text{ for each class } j
 
-(Oramas et al., "Visual Explanation by Interpretation", ICLR 2019, eq. 1, with ½.) Three methods
-share one signature. `spg` is the spectral projected gradient method of Birgin, Martínez and Raydan
-(SIAM J. Optim. 2000) that SPGL1 uses: a Barzilai–Borwein step, a projection, a non-monotone line
-search, which is exact here because the objective is quadratic. `fista` is accelerated projected
-gradient (Beck and Teboulle 2009) with a step that adapts by class and adaptive restart (O'Donoghue
-and Candès 2015). Both spend one product with the Gram matrix an iteration, certificate included.
-`active` takes a few steps of `spg` and ends by active sets, exactly, which on a CPU is several
-times faster; where the sets do not settle, it goes on with `spg`.
+(Oramas et al., "Visual Explanation by Interpretation", ICLR 2019, eq. 1, with ½.) Two methods share
+one signature. `spg` is the spectral projected gradient method of Birgin, Martínez and Raydan (SIAM
+J. Optim. 2000) that SPGL1 uses: a Barzilai–Borwein step, a projection, a non-monotone line search,
+which is exact here because the objective is quadratic. `fista` is accelerated projected gradient
+(Beck and Teboulle 2009) with a step that adapts by class and adaptive restart (O'Donoghue and
+Candès 2015). Both spend one product with the Gram matrix an iteration, the certificate included.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jaxplain.solvers import active_ball, pivots
+from jaxplain.solvers import pivots
 from jaxplain.solvers.implicit import ball_conditions
 from jaxplain.solvers.linear import dot, product
 from jaxplain.solvers.loop import Certificate, Solution, choose, default_tolerance, iterate
-from jaxplain.solvers.problems import (
-    Solver,
-    Stage,
-    check_problem,
-    matrix,
-    nothing,
-    pick,
-    refuse,
-    rows,
-    solve_all,
-)
+from jaxplain.solvers.problems import Solver, check_problem, matrix, pick, refuse, rows, solve_all
 from jaxplain.solvers.prox import ball_threshold, soft_threshold
 from jaxplain.solvers.quadratic import ball_certificate
 
-METHODS = ("active", "spg", "fista")
-
-# Steps of `spg` before the active sets, which find their way from a rough support.
-ROUGH = 80
+METHODS = ("fista", "spg")
 
 # Values that the non-monotone search looks back on, and the decrease it asks for.
 MEMORY = 10
@@ -57,7 +42,7 @@ def mu_lasso(
     radius: float | Float[Array, "*#batch"],
     *,
     nonnegative: bool = False,
-    method: str | None = None,
+    method: str = "fista",
     tolerance: float | None = None,
     max_steps: int = 10_000,
     chunk: int | None = None,
@@ -69,8 +54,7 @@ def mu_lasso(
         corr: q, (d,) or (classes, d).
         radius: μ ≥ 0, one for all or one a class.
         nonnegative: whether to require w ≥ 0 as well.
-        method: "active", "spg" or "fista"; None is "active" on a CPU, and "spg" elsewhere, where
-            many small factorisations are slow and large products are not.
+        method: "fista", which is mostly the faster, or "spg".
         tolerance: relative gap that counts as converged; None is ε^⅔ of the dtype. Relative to
             |q·w| + ½ wᵀQw, the part of the objective that the solution explains.
         max_steps: limit on the iterations of each class. Half of them are the method's; a class
@@ -94,14 +78,12 @@ def mu_lasso(
     >>> [round(float(x), 3) for x in d]
     [0.5, -0.5, 0.0]
     """
-    on_cpu = jax.default_backend() == "cpu"
-    method = method or ("active" if on_cpu else "spg")
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}, got {method!r}")
     refuse(radius=(radius, 0, None), max_steps=(max_steps, 0, None), chunk=(chunk, None, None))
     check_problem(gram, corr, radius=radius)
     if chunk is None:
-        alone = 1 if on_cpu else 64
+        alone = 1 if jax.default_backend() == "cpu" else 64
         chunk = 96 if gram.ndim == 2 else alone
     return _mu_lasso(
         gram,
@@ -136,9 +118,6 @@ class _Accelerated(NamedTuple):
 # From a point and the last threshold to the nearest point of the ball and its threshold.
 _Projection = Callable[[Array, Array], tuple[Array, Array]]
 
-# From a problem and a point to a state and a step.
-_Algorithm = Callable[[Array, Array, _Projection, Array], tuple[Any, Callable[[Any], Any]]]
-
 
 @functools.partial(jax.jit, static_argnames=("nonnegative", "method", "chunk"))
 def _mu_lasso(
@@ -152,8 +131,7 @@ def _mu_lasso(
     method: str,
     chunk: int,
 ) -> Solution:
-    algorithms: dict[str, _Algorithm] = {"fista": _accelerated}
-    algorithm = algorithms.get(method, _spectral)
+    algorithm = {"spg": _spectral, "fista": _accelerated}[method]
 
     def prepare(gram: Array, corr: Array, radius: Array) -> Solver:
         diagonals = jnp.diagonal(gram, axis1=-2, axis2=-1)
@@ -165,39 +143,22 @@ def _mu_lasso(
                 w, image, target, r, largest, nonnegative=nonnegative
             )
 
-        def iterated(i: Array, start: Solution) -> Solution:
-            # The first time, active sets follow, to which a rough point is enough.
-            rough = (start.steps == 0) & (method == "active")
-            limit = jnp.where(rough, jnp.minimum(ROUGH, half), half)
+        def iterated(i: Array) -> Solution:
             q, certify = matrix(gram, i), certifier(i)
 
             def project(v: Array, threshold: Array) -> tuple[Array, Array]:
                 return _project(v, pick(radius, i), threshold, nonnegative)
 
-            first, step = algorithm(q, pick(corr, i), project, start.value)
+            start, step = algorithm(q, pick(corr, i), project)
             run = iterate(
                 step,
                 lambda state: certify(state.point, state.image),
-                first,
-                tolerance=tolerance,
-                max_steps=limit - start.steps,
-            )
-            best, gap = choose(
-                run.gap < start.gap, (run.state.point, run.gap), (start.value, start.gap)
-            )
-            return Solution(best, run.converged, start.steps + run.steps, gap, start.ridge)
-
-        def by_active_sets(i: Array, start: Solution) -> Solution:
-            return active_ball.finish(
-                matrix(gram, i),
-                pick(corr, i),
-                pick(radius, i),
-                certifier(i),
                 start,
-                tolerance,
-                max_steps,
-                nonnegative=nonnegative,
+                tolerance=tolerance,
+                max_steps=max_steps - max_steps // 2,
             )
+            nothing = jnp.zeros_like(run.gap)
+            return Solution(run.state.point, run.converged, run.steps, run.gap, nothing)
 
         def finish(i: Array, start: Solution) -> Solution:
             return pivots.finish(
@@ -211,16 +172,13 @@ def _mu_lasso(
                 nonnegative=nonnegative,
             )
 
-        zero, half = nothing(corr[0]), max_steps - max_steps // 2
-        if method != "active":
-            return Solver(lambda i: iterated(i, zero), finish=finish)
-        return Solver(lambda _: zero, (Stage(iterated, chunk), Stage(by_active_sets)), finish)
+        return Solver(iterated, finish)
 
     return solve_all(prepare, ball_conditions, gram, corr, radius, chunk)
 
 
 def _spectral(
-    gram: Array, corr: Array, project: _Projection, start: Array
+    gram: Array, corr: Array, project: _Projection
 ) -> tuple[_Spectral, Callable[[_Spectral], _Spectral]]:
     """The start and the step of spectral projected gradient."""
 
@@ -246,13 +204,13 @@ def _spectral(
         )
         return _Spectral(point, image, jnp.roll(past, 1).at[0].set(value), length, threshold)
 
-    none, image = jnp.zeros((), corr.dtype), product(gram, start)
-    past = jnp.broadcast_to(dot(start, image) / 2 - dot(corr, start), (MEMORY,))
-    return _Spectral(start, image, past, 1 / _curvature(gram, corr), none), step
+    zero, none = jnp.zeros_like(corr), jnp.zeros((), corr.dtype)
+    past = jnp.zeros((MEMORY,), corr.dtype)
+    return _Spectral(zero, zero, past, 1 / _curvature(gram, corr), none), step
 
 
 def _accelerated(
-    gram: Array, corr: Array, project: _Projection, start: Array
+    gram: Array, corr: Array, project: _Projection
 ) -> tuple[_Accelerated, Callable[[_Accelerated], _Accelerated]]:
     """The start and the step of accelerated projected gradient."""
 
@@ -289,9 +247,9 @@ def _accelerated(
         cautious = state._replace(bound=state.bound * 1.5, threshold=threshold)
         return choose(steep, cautious, choose(worse, restarted, moved))
 
-    one, none = jnp.ones((), corr.dtype), jnp.zeros((), corr.dtype)
-    image, bound = product(gram, start), _curvature(gram, corr)
-    return _Accelerated(start, image, start, image, one, bound, none), step
+    zero, one = jnp.zeros_like(corr), jnp.ones((), corr.dtype)
+    bound = _curvature(gram, corr)
+    return _Accelerated(zero, zero, zero, zero, one, bound, jnp.zeros((), corr.dtype)), step
 
 
 def _curvature(gram: Array, corr: Array) -> Array:

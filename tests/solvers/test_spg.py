@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from solver_problems import optimum, smooth, stacked
 from solver_problems import well_posed as well_posed_arrays
 
-from jaxplain.solvers import active_ball, lasso, mu_lasso, spg
+from jaxplain.solvers import lasso, mu_lasso, spg
 from jaxplain.solvers.loop import default_tolerance
 
 DATA = np.load(Path(__file__).parents[1] / "data" / "solvers.npz")
@@ -207,29 +207,3 @@ def test_bad_arguments_are_refused_by_name(arguments, name):
     gram, corr = well_posed()
     with pytest.raises((ValueError, TypeError), match=name):
         mu_lasso(**({"gram": gram, "corr": corr, "radius": 1.0} | arguments))
-
-
-def test_active_sets_end_exactly_where_the_gradient_is_far_from_its_end():
-    rng = np.random.default_rng(4)
-    x = np.maximum(rng.normal(size=(900, 600)) + rng.normal(size=(900, 1)), 0)
-    corr = x.T @ rng.normal(size=(900, 3))
-    gram, corr = jnp.asarray(x.T @ x), jnp.asarray(corr.T)
-    radius = 0.2 * float(np.abs(np.linalg.solve(gram, corr[0])).sum())
-    rough = mu_lasso(gram, corr, radius, tolerance=1e-6, method="spg", max_steps=2 * spg.ROUGH)
-    assert not rough.converged.any()
-    found = mu_lasso(gram, corr, radius, method="active")
-    assert found.converged.all()
-    assert (found.steps < spg.ROUGH + 15).all()
-    used = (found.value != 0).sum(1)
-    assert (used > 100).all()
-    assert (used < active_ball.sizes(600)[-1]).all()
-
-
-def test_support_beyond_the_largest_system_is_left_to_the_gradient():
-    rng = np.random.default_rng(5)
-    x = rng.normal(size=(800, 560))
-    gram, corr = jnp.asarray(x.T @ x), jnp.asarray(x.T @ rng.normal(size=800))
-    radius = 0.99 * float(np.abs(np.linalg.solve(gram, corr)).sum())
-    found = mu_lasso(gram, corr, radius, tolerance=1e-6)
-    assert found.converged
-    assert int((found.value != 0).sum()) > active_ball.sizes(560)[-1]
