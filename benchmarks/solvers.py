@@ -8,6 +8,7 @@ which has far fewer rows. A constrained problem is a root-finding in the penalty
 that only know penalties.
 """
 
+import ctypes
 import functools
 import itertools
 import os
@@ -241,6 +242,8 @@ def _peak(name: str) -> None:
         solve = functools.partial(mu_lasso, radius=radius, tolerance=GAP)
     del rows, gram, corr
     compiled = jax.jit(lambda q, c: solve(q, c).value).lower(*data).compile()
+    compiled(*data).block_until_ready()  # threads and tables, once
+    ctypes.CDLL(None).malloc_trim(0)
     size = sum(array.nbytes for array in data)
     before = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     # The high-water mark so far is that of the compiler; the kernel can be told to forget it.
