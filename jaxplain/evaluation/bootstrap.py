@@ -15,6 +15,10 @@ $$ \Phi\Big(z_0 + \frac{z_0 + z_\alpha}{1 - a (z_0 + z_\alpha)}\Big), \qquad
 where $\Phi(z_0)$ is the share of resampled means below the mean itself (ties by half) and $l_i$ the
 influence of value i on the mean over classes. It follows the skew of hit rates near 0 or 1, which
 the percentile interval ($z_0 = a = 0$) ignores.
+
+Where every value is 1, or every value 0, all resamples are alike. The bounds are then those of n
+hits of n, or of none, by Clopper and Pearson (Biometrika 1934): $(\alpha/2)^{1/n}$ to 1, or 0 to
+$1 - (\alpha/2)^{1/n}$. They hold for any measure between 0 and 1, and are taken if all values are.
 """
 
 import functools
@@ -174,6 +178,12 @@ def _class_means(
     else:
         levels = jnp.broadcast_to(levels[:, None], (2, value.size))
     bounds = jax.vmap(jnp.quantile, (1, 1), 1)(drawn, levels)
+    defined = jnp.append(counts, jnp.sum(counts))
+    possible = ((1 - confidence) / 2) ** (1 / jnp.maximum(defined, 1))
+    bounded = ((values >= 0) & (values <= 1) | undefined).all()
+    alike = bounded & (drawn.min(0) == drawn.max(0))
+    bounds = bounds.at[0].set(jnp.where(alike & (value == 1), possible, bounds[0]))
+    bounds = bounds.at[1].set(jnp.where(alike & (value == 0), 1 - possible, bounds[1]))
     bounds = jnp.where(jnp.append(counts > 1, True)[None], bounds, jnp.nan)
     whole, single = ((value[at], bounds[0, at], bounds[1, at]) for at in (-1, slice(num_classes)))
     return ClassMeans(Interval(*whole), Interval(*single), counts)

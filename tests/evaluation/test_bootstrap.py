@@ -76,6 +76,18 @@ def test_classes_are_drawn_from_themselves():
     assert [float(bound) for bound in result.mean] == [4, 4, 4]
 
 
+def test_hits_of_all_images_leave_room_for_a_miss():
+    for n in (5, 102):
+        labels = np.arange(n) % 2
+        for hits, outcome in ((n, 1.0), (0, 0.0)):
+            exact = scipy.stats.binomtest(hits, n).proportion_ci(0.95, "exact")
+            found = class_means(np.full(n, outcome), labels, num_classes=2, key=jax.random.key(0))
+            np.testing.assert_allclose(found.mean.low, exact.low, atol=1e-6)
+            np.testing.assert_allclose(found.mean.high, exact.high, atol=1e-6)
+            each = scipy.stats.binomtest(int(outcome) * (n // 2), n // 2).proportion_ci(0.95)
+            np.testing.assert_allclose(found.per_class.low[1], each.low, atol=1e-6)
+
+
 def test_every_class_weighs_alike():
     values, labels = np.array([1.0] * 9 + [0.0], np.float32), np.array([0] * 9 + [1])
     assert (
