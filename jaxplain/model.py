@@ -213,7 +213,7 @@ class Model:
             **described: as in `from_function`.
 
         Raises:
-            TypeError: a description that a model does not have.
+            TypeError: not a Linen module, or a description that a model does not have.
 
         Example:
             >>> from flax import linen
@@ -223,6 +223,13 @@ class Model:
             >>> [layer.name for layer in model.layers()], model(jnp.ones((2, 8, 8, 3))).shape
             (['layers_0'], (2, 4))
         """
+        from flax import linen
+
+        if not isinstance(module, linen.Module):
+            raise TypeError(
+                f"module is a {type(module).__name__}; expected a flax.linen.Module "
+                "(Model.from_function takes functions)"
+            )
         given = arguments(call)
         return cls(
             variables,
@@ -243,7 +250,7 @@ class Model:
             **described: as in `from_function`.
 
         Raises:
-            TypeError: a description that a model does not have.
+            TypeError: not an NNX module, or a description that a model does not have.
 
         Example:
             >>> from flax import nnx
@@ -254,6 +261,11 @@ class Model:
         """
         from flax import nnx
 
+        if not isinstance(module, nnx.Module):
+            raise TypeError(
+                f"module is a {type(module).__name__}; expected a flax.nnx.Module "
+                "(Model.from_function takes functions)"
+            )
         copy = nnx.merge(*nnx.split(module))
         copy.eval()
         graph, state = nnx.split(copy)

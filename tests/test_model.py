@@ -57,6 +57,13 @@ def test_linen_passes_its_arguments_and_edits():
     np.testing.assert_array_equal(model(IMAGES, gates=jnp.zeros(4)), expected)
 
 
+def test_a_function_is_no_module():
+    with pytest.raises(TypeError, match=r"module is a function; expected a flax\.linen\.Module"):
+        Model.from_linen(mean, {})
+    with pytest.raises(TypeError, match=r"module is a function; expected a flax\.nnx\.Module"):
+        Model.from_nnx(mean)
+
+
 def test_nnx_runs_in_inference_mode_and_leaves_the_module_as_it_was():
     module = Nnx()
     model = Model.from_nnx(module)
