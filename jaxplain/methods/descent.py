@@ -66,6 +66,18 @@ def through(
     return evaluate
 
 
+def undefined(history: Float[Array, "b s"]) -> Float[Array, " b"]:
+    """Return NaN where not even the first step of a descent could be taken, and zero elsewhere.
+
+    Nothing was found there: the class does not exist, or the network's answer is not finite.
+
+    Example:
+        >>> undefined(jnp.array([[1.0, 0.5], [jnp.inf, jnp.inf]])).tolist()
+        [0.0, nan]
+    """
+    return jnp.where(jnp.isfinite(history[:, 0]), 0, jnp.nan).astype(history.dtype)
+
+
 def gaussian_matrix(size: int, sigma: float, *, zeros: bool = False) -> Float[np.ndarray, "n n"]:
     """Return the matrix that blurs a line of pixels with a Gaussian, cut off at 4 sigma.
 

@@ -14,28 +14,36 @@ The numbers are those of TorchRay, the authors' library: a parameter every seven
 kernel that is one within half of $\sigma = 21$ pixels and falls as
 $\exp(-2 (d/\sigma - \frac12)^2)$; a smooth maximum of coldness 20; blurs of up to 20 pixels in
 eight levels, interpolated; $\lambda$ of 300 on the *mean* square, which grows by 0.35 % a step;
-gradient descent with momentum and dampening 0.9; a mirrored image at every other step. Its area is
-measured on a mask that is one $\sigma$ wider than the image on every side, so that up to
-$(260/224)^2 = 1.35$ times $a$ of the image may be covered: `covered` says how much is.
+gradient descent with momentum and dampening 0.9; a mirrored image at every other step.
+
+Two things of it are for large images only (`border="zero"`). Its area is measured on a mask that is
+one $\sigma$ wider than the image on every side, so that up to $(260/224)^2 = 1.35$ times $a$ of the
+image may be covered: `covered` says how much is. And there are no parameters behind the border.
+The smooth maximum is a mean in which the kernel's skirt has a part, and less of a part where some
+of the skirt is missing: of equal parameters, the largest values are those along the border, and
+before the score has spoken, the area has chosen them. In an image of 28 pixels, whose parameters
+are a pixel apart, the outermost pixels are a tenth of it, and a mask of that area becomes the frame
+of the picture. With `border="mirror"`, parameters go on behind the border as in a mirror, so that
+no place is ahead, and the area is that of the image, filled up to whole cells.
 """
 
-import math
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxplain.methods.descent import Tensors, gaussian_blur, through
+from jaxplain.methods.descent import Tensors, gaussian_blur, through, undefined
 from jaxplain.methods.method import explainer
+from jaxplain.methods.smooth_masks import cropped, grid_of, smooth_masks
 from jaxplain.model import Model
 from jaxplain.scores import Score, score_fn
-from jaxplain.trace.layers import capture, logits, split
+from jaxplain.trace.layers import capture, split
 
 Variant = Literal["preserve", "delete", "dual"]
+Border = Literal["mirror", "zero"]
 
-_COLDNESS = 20.0
+_CELL = 7
 _MOMENTUM = 0.9
 # Equal values of a mask differ by this much from rounding in the exponentials of (5).
 _TIE = 5e-6
@@ -69,64 +77,6 @@ class ExtremalChannels(NamedTuple):
     history: Float[Array, "b s"]
 
 
-class _Grid(NamedTuple):
-    """Sizes of the mask along one axis, in parameters, in blocks of pixels, and the margin."""
-
-    parameters: int
-    padding: int
-    blocks: int
-    margin: int
-    pixels: int
-
-
-def _reach(cell: int, sigma: int) -> tuple[int, int]:
-    """Return how many parameters a pixel sees on every side, and how many are added there.
-
-    The latter is TorchRay's, or what it takes to have the whole image behind the margin.
-    """
-    reach = 1 + math.ceil(sigma / cell)
-    margin = math.ceil(2 * sigma / cell) - math.ceil(sigma / cell)
-    return reach, reach + max(margin, math.ceil((sigma + cell - 1) / (2 * cell)))
-
-
-def _grid(size: int, cell: int, sigma: int) -> _Grid:
-    reach, padding = _reach(cell, sigma)
-    parameters = math.ceil(size / cell)
-    return _Grid(parameters, padding, parameters + 2 * (padding - reach), sigma, size)
-
-
-def _kernel(cell: int, sigma: int) -> np.ndarray:
-    """Return the kernel (n, n, cell, cell): of every parameter that a pixel of a block sees."""
-    reach, padding = _reach(cell, sigma)
-    near = np.arange(2 * reach + 1)
-    # Pixel a of a block, and the middle of its n-th parameter.
-    away = np.arange(cell)[None, :] - sigma - cell * (near[:, None] - padding)
-    distance = np.sqrt(away[:, None, :, None] ** 2 + away[None, :, None, :] ** 2)
-    return np.exp(-2 * np.maximum(distance / sigma - 0.5, 0) ** 2).astype(np.float32)
-
-
-def _smooth_masks(parameters: jax.Array, grids: tuple[_Grid, _Grid], cell: int) -> jax.Array:
-    """Return the masks (A, H', W'), margins included, of parameters (A, h, w): (5)."""
-    kernel = jnp.asarray(_kernel(cell, grids[0].margin), parameters.dtype)
-    near = kernel.shape[0]
-    rows, columns = grids[0].blocks, grids[1].blocks
-    padded = jnp.pad(parameters, ((0, 0), *((g.padding, g.padding) for g in grids)))
-    seen = jnp.stack([padded[:, down : down + rows] for down in range(near)], 1)
-    seen = jnp.stack([seen[..., right : right + columns] for right in range(near)], 2)
-    seen = seen.reshape(-1, near * near, rows, columns)
-    v = seen[..., None, None] * kernel.reshape(1, near * near, 1, 1, cell, cell)
-    weight = jnp.exp(_COLDNESS * (v - 1))  # parameters are at most 1
-    m = (weight * v).sum(1) / weight.sum(1)
-    m = m.transpose(0, 1, 3, 2, 4).reshape(-1, rows * cell, columns * cell)
-    return m[:, : rows * cell - cell + 1, : columns * cell - cell + 1]
-
-
-def _cropped(m: jax.Array, grids: tuple[_Grid, _Grid]) -> jax.Array:
-    """Return the masks without their margins."""
-    (top, height), (left, width) = ((g.margin, g.pixels) for g in grids)
-    return m[:, top : top + height, left : left + width]
-
-
 def _area_loss(m: jax.Array, areas: tuple[float, ...]) -> jax.Array:
     """Return R_a (2) of flat masks (A, N), as a mean square.
 
@@ -157,12 +107,11 @@ def _perturbed(pyramid: jax.Array, m: jax.Array) -> jax.Array:
     """Return images (A, H, W, C), between the levels (L, H, W, C) that masks (A, H, W) name."""
     levels = pyramid.shape[0]
     height = m * (levels - 1)
-    below = jax.lax.stop_gradient(jnp.clip(jnp.floor(height), 0, levels - 1))
+    below = jax.lax.stop_gradient(jnp.clip(jnp.floor(height), 0, levels - 2))
     part = height - below
-    above = jnp.minimum(below + 1, levels - 1)
     shown = jnp.zeros((*m.shape, pyramid.shape[-1]), pyramid.dtype)
     for level in range(levels):
-        share = jnp.where(below == level, 1 - part, 0) + jnp.where(above == level, part, 0)
+        share = jnp.where(below == level, 1 - part, 0) + jnp.where(below + 1 == level, part, 0)
         shown = shown + share[..., None] * pyramid[level][None]
     return shown
 
@@ -207,14 +156,18 @@ def _momentum(rate: Any) -> Any:
     return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
 
 
-def _missing(model: Model, images: jax.Array, targets: jax.Array, score: Score) -> jax.Array:
-    """Return NaN for a class that does not exist, else zero: (B, 1, 1, 1)."""
-    plain = score_fn(score, multilabel=model.multilabel)(logits(model, images), targets)
-    return jnp.where(jnp.isnan(plain), jnp.nan, 0).astype(images.dtype)[:, None, None, None]
-
-
 @explainer(
-    "areas", "variant", "steps", "cell", "sigma", "levels", "blur", "flip", "smooth", "score"
+    "areas",
+    "variant",
+    "steps",
+    "cell",
+    "sigma",
+    "border",
+    "levels",
+    "blur",
+    "flip",
+    "smooth",
+    "score",
 )
 def extremal_perturbation(
     model: Model,
@@ -229,7 +182,8 @@ def extremal_perturbation(
     growth: float | Float[Array, ""] = 1.0035,
     cell: int | None = None,
     sigma: int | None = None,
-    levels: int = 8,
+    border: Border | None = None,
+    levels: int | None = None,
     blur: float | None = None,
     flip: bool = True,
     smooth: float = 0.0,
@@ -254,7 +208,10 @@ def extremal_perturbation(
         growth: of λ, a step.
         cell: pixels between parameters; None is 7 of 224, in proportion to the image.
         sigma: width of the kernel in pixels; None is three cells.
-        levels: of blur, at least 2.
+        border: what is behind it: "zero", as in TorchRay, or a "mirror", so that no place starts
+            ahead of others; None is "zero" for cells of seven pixels or more.
+        levels: of blur, at least 2; None is 8, or as many as differ by a pixel: less changes
+            nothing of an image, so that a mask near one would feel nothing of the score.
         blur: standard deviation of the strongest blur in pixels; None is 20 of 224, in proportion.
         flip: show the mirrored image at every other step.
         smooth: blur of the heat map, as a share of the image's shorter side; the paper takes 0.09
@@ -266,7 +223,7 @@ def extremal_perturbation(
 
     Raises:
         ValueError: an area that is not between 0 and 1; fewer than one step or two levels; a
-            kernel wider than the image; an unknown variant.
+            kernel wider than the image; an unknown variant or border.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -280,17 +237,22 @@ def extremal_perturbation(
     from jaxplain.solvers import descend
 
     shares = _check(areas, steps, variant)
-    if levels < 2:
+    if levels is not None and levels < 2:
         raise ValueError(f"levels={levels}: at least 2")
     side = min(images.shape[1:3])
-    cell = max(round(7 * side / 224), 1) if cell is None else cell
+    cell = max(round(_CELL * side / 224), 1) if cell is None else cell
     sigma = 3 * cell if sigma is None else sigma
     if cell < 1 or sigma < 1 or 2 * sigma > side:
         raise ValueError(
             f"cell={cell}, sigma={sigma}: expected at least 1 pixel, and a kernel (of 2 sigma) "
             f"no wider than the image, whose shorter side is {side}"
         )
+    border = ("zero" if cell >= _CELL else "mirror") if border is None else border
+    if border not in ("mirror", "zero"):
+        raise ValueError(f"border={border!r}; expected 'mirror' or 'zero'")
+    mirror = border == "mirror"
     strongest = 20 * side / 224 if blur is None else blur
+    levels = max(min(1 + int(strongest), 8), 2) if levels is None else levels
     pyramids = jnp.stack(
         [
             gaussian_blur(images, strongest * (1 - level / (levels - 1)), zeros=True)
@@ -298,35 +260,52 @@ def extremal_perturbation(
         ],
         1,
     )
-    grids = (_grid(images.shape[1], cell, sigma), _grid(images.shape[2], cell, sigma))
+    height, width = images.shape[1:3]
+    # All places are alike only if whole cells fill the side.
+    cells = cell if mirror else 1
+    grids = tuple(grid_of(-(-pixels // cells) * cells, cell, sigma) for pixels in (height, width))
     measure = score_fn(score, multilabel=model.multilabel)
     count = len(shares)
 
+    def measured(parameters: jax.Array) -> jax.Array:
+        """Return the masks whose area is measured (A, H', W')."""
+        m = smooth_masks(parameters, grids, cell, mirror=mirror)
+        return cropped(m, grids) if mirror else m
+
+    def seen(m: jax.Array) -> jax.Array:
+        """Return the part of measured masks that lies in the image."""
+        return m[:, :height, :width] if mirror else cropped(m, grids)
+
     def one(pyramid: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
-        def compose(parameters: jax.Array, step: jax.Array) -> jax.Array:
-            m = _cropped(_smooth_masks(parameters, grids, cell), grids)
-            shown = _perturbed(pyramid, _shown(m, variant))
+        def compose(m: jax.Array, step: jax.Array) -> jax.Array:
+            shown = _perturbed(pyramid, _shown(seen(m), variant))
             return jnp.where(step % 2 == 0, shown[:, :, ::-1], shown) if flip else shown
 
-        def loss(found: Tensors, parameters: jax.Array, step: jax.Array) -> jax.Array:
+        def loss(found: Tensors, m: jax.Array, step: jax.Array) -> jax.Array:
             scores = measure(found["logits"], jnp.full(found["logits"].shape[0], target))
-            m = _smooth_masks(parameters, grids, cell).reshape(count, -1)
-            weight = area_weight * growth**step
-            return (weight * _area_loss(m, shares) - _reward(scores, variant, count)).sum()
+            area = _area_loss(m.reshape(count, -1), shares)
+            return (area_weight * growth**step * area - _reward(scores, variant, count)).sum()
+
+        through_mask = through(model, compose, loss, ["logits"])
+
+        def objective(parameters: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
+            # The way back through the smooth maximum is long: it is gone once, for both terms.
+            m, pull = jax.vjp(measured, parameters)
+            value, slope = through_mask(m, step)
+            return value, pull(slope)[0]
 
         found = descend(
-            through(model, compose, loss, ["logits"]),
+            objective,
             jnp.ones((count, *(g.parameters for g in grids)), images.dtype),
             steps=steps,
             optimiser=_momentum(learning_rate),
             project=lambda parameters: jnp.clip(parameters, 0, 1),
             has_gradient=True,
         )
-        masks = _cropped(_smooth_masks(found.solution.value, grids, cell), grids)
-        return jnp.clip(masks, 0, 1), found.history
+        return jnp.clip(seen(measured(found.solution.value)), 0, 1), found.history
 
     masks, history = jax.vmap(one)(pyramids, targets)
-    masks = masks + _missing(model, images, targets, score)
+    masks = masks + undefined(history)[:, None, None, None]
     heatmap = masks.sum(1)
     if smooth > 0:
         heatmap = gaussian_blur(heatmap[..., None], smooth * side)[..., 0]
@@ -410,4 +389,4 @@ def extremal_channels(
         return found.solution.value, found.history
 
     masks, history = jax.vmap(one)(activations, targets)
-    return ExtremalChannels(masks + _missing(model, images, targets, score)[..., 0], history)
+    return ExtremalChannels(masks + undefined(history)[:, None, None], history)

@@ -41,12 +41,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from jaxplain.methods.descent import Tensors, gaussian_blur, through
+from jaxplain.methods.descent import Tensors, gaussian_blur, through, undefined
 from jaxplain.methods.method import explainer, no_positions, resize_maps
 from jaxplain.model import Model
 from jaxplain.scores import Score, score_fn
 from jaxplain.trace import jaxpr as jx
-from jaxplain.trace.layers import INPUT, capture, logits, trace_model
+from jaxplain.trace.layers import INPUT, capture, trace_model
 
 Background = Literal["blur", "grey", "noise"]
 Order = Literal["normalise_first", "upsample_first"]
@@ -339,7 +339,5 @@ def guided_feature_inversion(
         )
 
     found = jax.vmap(one)(images, backgrounds, known[layer], known[inversion_layer], targets)
-    # A class that does not exist has no mask.
-    plain = measure(logits(model, images), targets)
-    missing = jnp.where(jnp.isnan(plain), jnp.nan, 0)[:, None, None].astype(images.dtype)
-    return GuidedFeatureInversion(found[0] + missing, *found[1:])
+    heatmap, *others = found
+    return GuidedFeatureInversion(heatmap + undefined(found[-1])[:, None, None], *others)

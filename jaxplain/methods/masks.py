@@ -25,7 +25,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
-from jaxplain.methods.descent import Tensors, gaussian_blur, gaussian_matrix, through
+from jaxplain.methods.descent import (
+    Tensors,
+    gaussian_blur,
+    gaussian_matrix,
+    through,
+    undefined,
+)
 from jaxplain.methods.method import explainer
 from jaxplain.model import Model
 from jaxplain.scores import Score, score_fn
@@ -205,8 +211,7 @@ def meaningful_perturbation(
         return found.solution.value, found.history
 
     m, history = jax.vmap(one)(padded, padded_blur, start, targets)
-    missing = jnp.isnan(measure(logits(model, images), targets))[:, None, None]
-    m = m + jnp.where(missing, jnp.nan, 0).astype(m.dtype)
+    m = m + undefined(history)[:, None, None]
     return MeaningfulPerturbation(enlarged(1 - m if delete else m), m, history)
 
 

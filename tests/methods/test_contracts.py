@@ -55,10 +55,14 @@ TARGETS = jnp.array([0, 3, 1])
 KEY = jax.random.key(7)
 
 
+FEWER = {"num_samples": 64, "samples": 4, "steps": 8, "inversion_steps": 4, "areas": (0.1, 0.3)}
+
+
 def brief(method: Method) -> Method:
-    """The method with as few perturbed copies as tell standard errors."""
-    options = ((name, 64 if name == "num_samples" else value) for name, value in method.options)
-    return dataclasses.replace(method, options=tuple(options))
+    """A costly method with as few copies as tell standard errors, and a few steps."""
+    fewer = FEWER if method.costly else {}
+    options = tuple((name, fewer.get(name, value)) for name, value in method.options)
+    return dataclasses.replace(method, options=options)
 
 
 BRIEF = {name: brief(method) for name, method in METHODS.items()}
@@ -99,7 +103,7 @@ SPARSE = {"mint_fine": (("coarse_penalty", 0.5), ("fine_penalty", 0.5))}
 @each_family
 def test_jit_equals_eager(method, model, images):
     # Every equation of every sample is run by itself: a few samples and one image do.
-    few = {"samples": 3, "steps": 3, "num_samples": 32}
+    few = {"samples": 4, "steps": 3, "num_samples": 32}
     options = tuple((name, few.get(name, value)) for name, value in method.options)
     images, targets = images[:1], TARGETS[:1]
     method = dataclasses.replace(method, options=(*options, *SPARSE.get(method.name, ())))

@@ -10,16 +10,19 @@ import pytest
 from optimised import IMAGES, MODEL, SIZE, TARGETS
 
 from jaxplain.methods import extremal_channels, extremal_perturbation
-from jaxplain.methods.extremal import _area_loss, _cropped, _grid, _perturbed, _smooth_masks
+from jaxplain.methods.extremal import _area_loss, _perturbed
+from jaxplain.methods.smooth_masks import cropped, grid_of, smooth_masks
 from jaxplain.model import Model
 from jaxplain.models.layers import tap
 
 CELL, SIGMA, AREAS = 2, 3, (0.2, 0.5)
-GRIDS = (_grid(SIZE[0], CELL, SIGMA), _grid(SIZE[1], CELL, SIGMA))
+GRIDS = (grid_of(SIZE[0], CELL, SIGMA), grid_of(SIZE[1], CELL, SIGMA))
 
 
-def mask_of(parameters, size):
-    """Equation (5) at every pixel of one image: all parameters near it, and zeros around them."""
+def mask_of(parameters, size, *, mirror=False):
+    """Equation (5) at every pixel of one image, with zeros around its parameters, or a mirror."""
+    middle, wide = ((CELL - 1) / 2, 5) if mirror else (0, 0)
+    parameters = np.pad(parameters, wide, mode="symmetric")
     reach, padding = 1 + math.ceil(SIGMA / CELL), 1 + math.ceil(2 * SIGMA / CELL)
     found = np.zeros(size)
     for y in range(size[0]):
@@ -28,28 +31,31 @@ def mask_of(parameters, size):
             first = [(at + SIGMA) // CELL - padding for at in (y, x)]
             for i in range(first[0], first[0] + 2 * reach + 1):
                 for j in range(first[1], first[1] + 2 * reach + 1):
-                    inside = 0 <= i < parameters.shape[0] and 0 <= j < parameters.shape[1]
-                    distance = math.hypot(y - CELL * i, x - CELL * j) / SIGMA
-                    value = parameters[i, j] if inside else 0.0
+                    row, column = i + wide, j + wide
+                    inside = 0 <= row < parameters.shape[0] and 0 <= column < parameters.shape[1]
+                    distance = math.hypot(y - middle - CELL * i, x - middle - CELL * j) / SIGMA
+                    value = parameters[row, column] if inside else 0.0
                     values.append(value * math.exp(-2 * max(distance - 0.5, 0) ** 2))
             v = np.array(values)
             found[y, x] = (v * np.exp(20 * v)).sum() / np.exp(20 * v).sum()
     return found
 
 
-def test_masks_are_smooth_maxima_of_the_kernels():
+@pytest.mark.parametrize("mirror", [True, False])
+def test_masks_are_smooth_maxima_of_the_kernels(mirror):
     parameters = np.random.default_rng(0).uniform(size=(2, 5, 6)) ** 2
-    found = _cropped(_smooth_masks(jnp.asarray(parameters), GRIDS, CELL), GRIDS)
+    found = cropped(smooth_masks(jnp.asarray(parameters), GRIDS, CELL, mirror=mirror), GRIDS)
     assert found.shape == (2, 10, 12)
     for number in range(2):
-        np.testing.assert_allclose(found[number], mask_of(parameters[number], (10, 12)), atol=1e-5)
+        expected = mask_of(parameters[number], (10, 12), mirror=mirror)
+        np.testing.assert_allclose(found[number], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(("cell", "sigma"), [(7, 21), (4, 6), (5, 1), (1, 3), (3, 3)])
 def test_masks_cover_the_image_whatever_the_kernel(cell, sigma):
-    grids = (_grid(30, cell, sigma), _grid(33, cell, sigma))
+    grids = (grid_of(30, cell, sigma), grid_of(33, cell, sigma))
     ones = jnp.ones((1, grids[0].parameters, grids[1].parameters))
-    m = _cropped(_smooth_masks(ones, grids, cell), grids)
+    m = cropped(smooth_masks(ones, grids, cell), grids)
     assert m.shape == (1, 30, 33)
     middle = m[:, 5:25, 5:25]
     assert float(middle.min()) > (0.5 if sigma >= cell else 0)
@@ -102,10 +108,13 @@ def blurred(image, sigma):
     return np.apply_along_axis(line, 1, np.apply_along_axis(line, 0, image))
 
 
-def test_steps_equal_gradient_descent_written_out():
+@pytest.mark.parametrize("border", ["mirror", "zero"])
+def test_steps_equal_gradient_descent_written_out(border):
     steps, levels = 3, 3
     options = {"areas": AREAS, "variant": "dual", "steps": steps, "levels": levels, "blur": 1.5}
-    found = extremal_perturbation(MODEL, IMAGES, TARGETS, cell=CELL, sigma=SIGMA, **options)
+    options |= {"cell": CELL, "sigma": SIGMA, "border": border}
+    found = extremal_perturbation(MODEL, IMAGES, TARGETS, **options)
+    mirror = border == "mirror"
     image, target = IMAGES[1], int(TARGETS[1])
     pyramid = jnp.stack(
         [jnp.asarray(blurred(image, 1.5 * (1 - n / 2)), jnp.float32) for n in range(levels)]
@@ -113,8 +122,9 @@ def test_steps_equal_gradient_descent_written_out():
 
     @functools.partial(jax.jit, static_argnums=1)
     def losses(parameters, flipped):
-        whole = _smooth_masks(parameters, GRIDS, CELL)
-        m = _cropped(whole, GRIDS)
+        whole = smooth_masks(parameters, GRIDS, CELL, mirror=mirror)
+        m = cropped(whole, GRIDS)
+        whole = m if mirror else whole
         shown = jnp.concatenate([_perturbed(pyramid, m), _perturbed(pyramid, 1 - m)])
         scores = MODEL(shown[:, :, ::-1] if flipped else shown)[:, target]
         return _area_loss(whole.reshape(2, -1), AREAS), scores[:2] - scores[2:]
@@ -132,7 +142,7 @@ def test_steps_equal_gradient_descent_written_out():
         mean = np.asarray(slope) if mean is None else 0.9 * mean + 0.1 * np.asarray(slope)
         parameters = np.clip(parameters - 0.01 * mean, 0, 1)
     np.testing.assert_allclose(found.history[1], history, rtol=1e-4)
-    expected = np.stack([mask_of(p, SIZE[:2]) for p in parameters])
+    expected = np.stack([mask_of(p, SIZE[:2], mirror=mirror) for p in parameters])
     np.testing.assert_allclose(found.masks[1], expected, atol=1e-4)
     np.testing.assert_allclose(found.heatmap[1], expected.sum(0), atol=1e-4)
     np.testing.assert_allclose(found.covered[1], expected.mean((1, 2)), atol=1e-4)
@@ -151,25 +161,42 @@ def squares(w, x):
     return jnp.stack(found, 1) * w
 
 
-@pytest.mark.parametrize("variant", ["preserve", "delete", "dual"])
-def test_mask_goes_where_the_class_is_and_has_its_area(variant):
+@pytest.mark.parametrize(
+    ("variant", "border"), [("preserve", "mirror"), ("delete", "zero"), ("dual", "zero")]
+)
+def test_mask_goes_where_the_class_is_and_has_its_area(variant, border):
     # In two levels, so that the picture loses contrast in proportion to the mask. In eight, stripes
     # of one pixel lose all of it to the weakest blur: a deletion then feels nothing of the class
     # before its mask is below 1/7, and by that time the area has chosen the places.
     # Both halves of a dual reward rise with the mask, here by the same amount.
     weight = 10.0 if variant == "dual" else 20.0
+    # Cells of which the one side is the mirror image of the other.
+    cell = 1 if border == "mirror" else 2
     found = extremal_perturbation(
         Model.from_function(squares, jnp.full((1, 2), weight)),
         jnp.broadcast_to(jnp.asarray(STRIPES, jnp.float32), (2, 29, 37, 1)), jnp.array([0, 1]),
-        # The area is a share of what is wider than the image by sigma on every side.
-        areas=144 / (37 * 45), variant=variant, steps=200, growth=1.01, blur=8.0, levels=2, cell=2,
-        sigma=4, flip=False,
+        # With zeros around, it is a share of what is wider than the image by sigma on every side.
+        areas=144 / (29 * 37 if border == "mirror" else 37 * 45), variant=variant, border=border,
+        steps=200, growth=1.01, blur=8.0, levels=2, cell=cell, sigma=4, flip=False,
     )  # fmt: skip
     for mask, square in zip(found.masks[:, 0] > 0.5, (LEFT, LEFT[:, ::-1]), strict=True):
         assert (mask & square).sum() / (mask | square).sum() > 0.75
         assert abs(mask.sum() / 144 - 1) < 0.15
     # Neither side is preferred.
     np.testing.assert_allclose(found.masks[0], found.masks[1, :, :, ::-1], atol=2e-2)
+
+
+def test_no_place_of_a_small_image_starts_ahead():
+    # The frame one pixel wide has 60 of the 256 pixels.
+    blind = Model.from_function(lambda w, x: x.mean((1, 2, 3))[:, None] * w, jnp.zeros((1, 2)))
+    images, targets = jnp.ones((1, 16, 16, 3)), jnp.zeros(1, jnp.int32)
+    found = extremal_perturbation(blind, images, targets, areas=60 / 256, steps=30)
+    np.testing.assert_allclose(found.masks, float(found.masks.mean()), atol=1e-4)
+    assert float(found.masks.mean()) < 0.9
+    theirs = extremal_perturbation(
+        blind, images, targets, areas=60 / 256, steps=30, border="zero"
+    ).masks[0, 0]
+    assert float(jnp.ptp(theirs)) > 0.3
 
 
 def test_channels_are_those_that_the_class_reads():
