@@ -80,6 +80,11 @@ def _same(heatmap: jax.Array) -> jax.Array:
     return heatmap
 
 
+def _above_least(heatmap: jax.Array) -> jax.Array:
+    """Return what rises above the least of a map: a level that is everywhere tells of no place."""
+    return heatmap - heatmap.min((1, 2), keepdims=True)
+
+
 # Enough to rank superpixels; `tolerance` asks for more where the standard errors are large.
 _SAMPLES = (("num_samples", 512),)
 
@@ -318,7 +323,7 @@ _TABLE = (
         "rise",
         "RISE",
         rise,
-        _same,
+        _above_least,
         "How probable the class is, on average, when this place is shown among random others.",
         "Petsiuk et al. 2018, arXiv:1806.07421",
         random=True,

@@ -56,8 +56,13 @@ def in_chunks(
     even = [size for size in range(chunk, chunk // 2, -1) if count % size == 0]
     size = even[0] if even else -(-count // -(-count // chunk))
     rounds = count // size
-    whole = start + jnp.arange(rounds * size).reshape(rounds, size)
-    carry, _ = lax.scan(lambda c, numbers: (step(c, numbers), None), carry, whole)
+
+    def one(before: tuple[Carry, Any], _: None) -> tuple[tuple[Carry, Any], None]:
+        # Numbers are counted, not listed: a list of them all would be memory that grows.
+        inner, first = before
+        return (step(inner, first + jnp.arange(size)), first + size), None
+
+    (carry, _), _ = lax.scan(one, (carry, jnp.asarray(start)), length=rounds)
     if rounds * size < count:
         carry = step(carry, start + jnp.arange(rounds * size, count))
     return carry
