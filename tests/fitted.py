@@ -4,8 +4,9 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxplain.methods import Method, interpretation
+from jaxplain.methods import Method, interpretation, masker
 from jaxplain.methods.chip import ChipImportance, Settings
 from jaxplain.methods.interpretation import RelevantFeatures, blocks
 from jaxplain.model import Model
@@ -39,6 +40,16 @@ def features(model: Model, classes: int) -> RelevantFeatures:
     return RelevantFeatures(weights, one, one, one > 0, one.astype(int), parts, settings)
 
 
+def masks(model: Model, classes: int) -> masker.Masker:
+    """Return a masking network that has learned nothing."""
+    del classes
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), model.params)
+    return masker.first(dataclasses.replace(model, params=zeros), jax.random.key(2))
+
+
+DRAWS = {interpretation.shipped: features, masker.shipped: masks}
+
+
 def fitted(method: Method, model: Model) -> Method:
     """Return the method, bound to the model if it needs a fit."""
     if method.fit is None:
@@ -47,5 +58,5 @@ def fitted(method: Method, model: Model) -> Method:
     classes = jax.eval_shape(lambda m, x: m(x), model, images).shape[-1]
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model.params)
     bare = dataclasses.replace(model, params=shapes)  # it may be a traced one
-    draw = features if method.fit is interpretation.shipped else importances
+    draw = DRAWS.get(method.fit, importances)
     return method.bound(model, draw(bare, classes))

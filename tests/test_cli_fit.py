@@ -69,10 +69,10 @@ def test_importances_of_other_weights_or_for_nothing_are_refused():
     Image.fromarray(digits("test").images[0, ..., 0]).save("digit.png")
     chip.save("own.safetensors", chip.shipped(load_model("digits")))
     flowers = ("explain", "digit.png", "--chip", "own.safetensors", "--methods", "chip")
-    refused(*flowers, says="those in own.safetensors are for other weights")
+    refused(*flowers, says="own.safetensors is for other weights")
     digit = ("explain", "digit.png", "--model", "digits", "--chip", "own.safetensors")
     refused(*digit, "--methods", "grad_cam", says="has no meaning for grad_cam: none needs it")
-    refused(*digit, "--out", "own.safetensors", says="the file of importances")
+    refused(*digit, "--out", "own.safetensors", says="the file of --chip")
 
 
 def test_what_cannot_be_fitted_is_refused_before_any_work(tmp_path):
@@ -130,7 +130,7 @@ def test_what_was_selected_explains_and_is_drawn(tmp_path):
     refused(*flowers, "--features", "own.safetensors", says="are for other weights")
     for more, says in (
         (("--methods", "gradient"), "has no meaning for gradient: none needs it"),
-        (("--methods", "interpretation", "--out", "own.safetensors"), "the file of features"),
+        (("--methods", "interpretation", "--out", "own.safetensors"), "the file of --features"),
     ):
         words = ("explain", "digit.png", "--model", "digits", "--features", "own.safetensors")
         refused(*words, *more, says=says)

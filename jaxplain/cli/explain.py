@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 CHUNK = 16
 
+FAMILIES = {"chip": "chip", "features": "interpretation", "masker": "masker"}
+"""What was fitted, as the options call it -> the methods that need it."""
+
 DEFAULT_MODEL = "an8flower-single-6c"
 FOR_PHOTOGRAPHS = "--model vgg16 --weights imagenet"
 
@@ -57,8 +60,7 @@ def run(request: Request) -> None:
     compilation.keep(option=request.cache)
     model = load(name, request.weights)
     check_layer(model, request.layer, chosen)
-    chosen = with_importances(chosen, model, request.chip)
-    chosen = with_features(chosen, model, request.features)
+    chosen = with_fitted(chosen, model, request.fitted)
     wanted = parse_target(request.target, model.class_names)
     pictures = read_pictures(request.pictures, model)
     if request.model is None:
@@ -121,50 +123,35 @@ def run(request: Request) -> None:
             say(path)
 
 
-def with_importances(
-    chosen: Sequence["Method"], model: "Model", path: Path | None
+def with_fitted(
+    chosen: Sequence["Method"], model: "Model", files: Mapping[str, Path | None]
 ) -> Sequence["Method"]:
-    """Return the methods, those of CHIP with the importances in a file.
+    """Return the methods, those that need something fitted with what is in the user's files.
+
+    Args:
+        chosen: the methods.
+        model: what they explain.
+        files: family of methods -> file, or None for what ships with the model.
 
     Raises:
-        ValueError, OSError: the file cannot be read, or is for another model.
+        ValueError, OSError: a file cannot be read, is for another model, or no method needs it.
     """
-    if path is None:
-        return chosen
-    from jaxplain.methods import chip
+    from jaxplain import methods
 
-    importances = chip.load(path)
-    chip.check_model(model, importances, f"those in {path} are for other weights")
-    needing = [method.name for method in chosen if method.fit is chip.shipped]
-    if not needing:
-        raise ValueError(
-            f"--chip {path} has no meaning for {', '.join(method.name for method in chosen)}: "
-            "none needs it"
-        )
-    return [m.bound(model, importances) if m.name in needing else m for m in chosen]
-
-
-def with_features(
-    chosen: Sequence["Method"], model: "Model", path: Path | None
-) -> Sequence["Method"]:
-    """Return the methods, interpretation with the features in a file.
-
-    Raises:
-        ValueError, OSError: the file cannot be read, or is for another model.
-    """
-    if path is None:
-        return chosen
-    from jaxplain.methods import interpretation
-
-    features = interpretation.load(path)
-    interpretation.check_model(model, features, f"those in {path} are for other weights")
-    needing = [method.name for method in chosen if method.fit is interpretation.shipped]
-    if not needing:
-        raise ValueError(
-            f"--features {path} has no meaning for {', '.join(method.name for method in chosen)}: "
-            "none needs it"
-        )
-    return [m.bound(model, features) if m.name in needing else m for m in chosen]
+    for name, path in files.items():
+        if path is None:
+            continue
+        family = getattr(methods, FAMILIES[name])
+        found = family.load(path)
+        family.check_model(model, found, f"{path} is for other weights")
+        needing = [method.name for method in chosen if method.fit is family.shipped]
+        if not needing:
+            raise ValueError(
+                f"--{name} {path} has no meaning for "
+                f"{', '.join(method.name for method in chosen)}: none needs it"
+            )
+        chosen = [m.bound(model, found) if m.name in needing else m for m in chosen]
+    return chosen
 
 
 def load(name: str, weights: str | None) -> "Model":

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for; see `jaxplain explain --help`."""
+    """What the user asked for; see `jaxplain explain --help`.
+
+    `fitted` holds the files of what was fitted to the network, by the names of their options.
+    """
 
     pictures: Sequence[Path]
     model: str | None
@@ -25,8 +28,7 @@ class Request:
     methods: str
     target: str
     layer: str | None
-    chip: Path | None
-    features: Path | None
+    fitted: Mapping[str, Path | None]
     out: Path
     npz: Path | None
     seed: int
@@ -45,10 +47,9 @@ def check_outputs(request: Request) -> None:
     for name in (request.model, request.weights):
         if name is not None and Path(name).is_file():
             read[Path(name).resolve()] = "the file of weights"
-    if request.chip is not None:
-        read[request.chip.resolve()] = "the file of importances"
-    if request.features is not None:
-        read[request.features.resolve()] = "the file of features"
+    for name, path in request.fitted.items():
+        if path is not None:
+            read[path.resolve()] = f"the file of --{name}"
     for option, path in (("--out", request.out), ("--npz", request.npz)):
         if path is None:
             continue

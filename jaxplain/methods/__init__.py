@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxplain.methods import chip, interpretation, lime, mint
+from jaxplain.methods import chip, interpretation, lime, masker, mint
 from jaxplain.methods.cam import cam, grad_cam, guided_grad_cam
 from jaxplain.methods.extremal import extremal_channels, extremal_perturbation
 from jaxplain.methods.gradients import (
@@ -52,6 +52,7 @@ __all__ = [
     "interpretation",
     "lime",
     "lrp",
+    "masker",
     "meaningful_perturbation",
     "mint",
     "occlusion",
@@ -266,6 +267,15 @@ _TABLE = (
         "Where the few channels respond that tell the class apart, as learned from many pictures.",
         "Oramas et al. 2019, arXiv:1712.06302",
         fit=interpretation.shipped,
+    ),
+    Method(
+        "masker",
+        "Real-time saliency",
+        masker.explain,
+        _same,
+        "The least of the picture that keeps the class, as a second network has learned to say.",
+        "Dabkowski and Gal 2017, arXiv:1705.07857",
+        fit=masker.shipped,
     ),
     Method(
         "occlusion",

@@ -24,6 +24,7 @@ class Fitted(NamedTuple):
         what: the thing, in the plural.
         needed: who needs it.
         remedy: how to get it.
+        verb: what `jaxplain` does to get it.
 
     Example:
         >>> Fitted("scales", "of", "scales", "scaling needs scales", "weigh it").suffix
@@ -35,6 +36,7 @@ class Fitted(NamedTuple):
     what: str
     needed: str
     remedy: str
+    verb: str = "fit"
 
     @property
     def suffix(self) -> str:
@@ -44,7 +46,7 @@ class Fitted(NamedTuple):
     @property
     def command(self) -> str:
         """What writes such files."""
-        return f"jaxplain fit {self.name}"
+        return f"jaxplain {self.verb} {self.name}"
 
     def write(self, path: str | Path, arrays: Mapping[str, Any], told: Any) -> None:
         """Write tensors and what is told of them; the file appears when complete.

@@ -76,6 +76,13 @@ def explain_pictures(
             show_default="what ships with the classifier",
         ),
     ] = None,
+    masker: Annotated[
+        Path | None,
+        typer.Option(
+            help="What [bold]jaxplain train masker[/bold] wrote, for real-time saliency.",
+            show_default="what ships with the classifier",
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="The report.")] = Path("report.html"),
     npz: Annotated[Path | None, typer.Option(help="Also write the maps as arrays.")] = None,
     seed: Seed = 0,
@@ -99,8 +106,7 @@ def explain_pictures(
             methods=methods,
             target=target,
             layer=layer,
-            chip=chip,
-            features=features,
+            fitted={"chip": chip, "features": features, "masker": masker},
             out=out,
             npz=npz,
             seed=seed,

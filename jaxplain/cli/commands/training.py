@@ -17,17 +17,21 @@ from jaxplain.cli.commands.program import app, data_app
     + "\n\njaxplain train digits --data tfds:mnist --out mnist.safetensors"
     + "\n\njaxplain train --model resnet18 --data folder:flowers --out flowers.safetensors\n\n"
     + "jaxplain train --model vgg19 --data tfds:voc/2007 --head multilabel --batch-size 64 "
-    + "--learning-rate 1e-4 --out voc.safetensors",
+    + "--learning-rate 1e-4 --out voc.safetensors\n\n"
+    + "jaxplain train masker --model an8flower-single-6c --checkpoints runs/masker",
 )
 def train_model(
     name: Annotated[
         str | None,
-        typer.Argument(help="A classifier that ships with the package, to train anew."),
+        typer.Argument(
+            help="A classifier that ships with the package, to train anew; or masker, to train a "
+            "network that masks what --model needs (real-time saliency)."
+        ),
     ] = None,
     model: Annotated[
         str | None,
         typer.Option(
-            help="A network to fine-tune; [bold]jaxplain models[/bold] lists them.",
+            help="A network to fine-tune or to mask; [bold]jaxplain models[/bold] lists them.",
             show_default=False,
         ),
     ] = None,
@@ -78,7 +82,10 @@ def train_model(
     ] = False,
     patience: Annotated[
         int | None,
-        typer.Option(help="Epochs without progress after which to stop.", show_default="10"),
+        typer.Option(
+            help="Epochs without progress after which to stop.",
+            show_default="10; 4 for a masker",
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -104,6 +111,10 @@ def train_model(
     With --model and --data, a network learns your classes; jaxplain explain --weights takes it. A
     name and --data train that network, from the beginning, on other pictures.
 
+    With the name masker, a small network learns to mask what --model needs for its answers, on the
+    pictures that the model was trained on or on those of --data; jaxplain explain takes it as
+    --masker.
+
     The same command gives the same weights, interrupted or not.
     """
     del debug
@@ -116,6 +127,27 @@ def train_model(
         "flip": flip or None,
         "patience": patience,
     }
+    if name == "masker":
+        unused = {"head": head, "freeze": freeze, "image_size": image_size, "shift": shift}
+        refuse("a masker", {**unused, "flip": flip or None}, "the classifier stays as it is")
+        from jaxplain.cli.masker import train_masking
+        from jaxplain.cli.tune import model_in
+
+        train_masking(
+            model or model_in(weights),
+            data,
+            weights=weights,
+            out=out,
+            checkpoints=checkpoints,
+            pictures=pictures,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            patience=patience,
+            seed=seed,
+            cache=not no_cache,
+        )
+        return
     if name is None:
         from jaxplain.cli.tune import tune_classifier
 
