@@ -263,7 +263,8 @@ def extremal_perturbation(
     height, width = images.shape[1:3]
     # All places are alike only if whole cells fill the side.
     cells = cell if mirror else 1
-    grids = tuple(grid_of(-(-pixels // cells) * cells, cell, sigma) for pixels in (height, width))
+    down, right = (-(-pixels // cells) * cells for pixels in (height, width))
+    grids = (grid_of(down, cell, sigma), grid_of(right, cell, sigma))
     measure = score_fn(score, multilabel=model.multilabel)
     count = len(shares)
 
