@@ -84,7 +84,7 @@ def run_methods(
     tick: Callable[[str], None] = lambda title: None,
     alone: Callable[[], object] = lambda: None,
 ) -> tuple[dict[str, Maps], dict[str, str]]:
-    """Explain the images with every method.
+    """Explain the images with every method; those that read the same run have it together.
 
     The first batches, in which methods are traced and compiled, run side by side, and beside them
     the others of the methods that are ready. The second ones come last, one after the other and
@@ -105,72 +105,113 @@ def run_methods(
     """
     skipped: dict[str, str] = {}
     parts: dict[str, dict[int, Batch]] = {}
-    made: list[Method] = []
-    others: list[tuple[Method, int, Future[Batch]]] = []
+    made: list[Sequence[Method]] = []
+    others: list[tuple[Sequence[Method], int, Future[list[Batch]]]] = []
+
+    def keep(group: Sequence["Method"], number: int, batches: Sequence[Batch]) -> None:
+        for method, batch in zip(group, batches, strict=True):
+            parts[method.name][number] = batch
+            tick(method.title)
+
     with (
         ThreadPoolExecutor(os.cpu_count()) as tracing,
         ThreadPoolExecutor(os.cpu_count()) as running,
     ):
         try:
-            started = [(method, tracing.submit(run_first, method, task)) for method in methods]
-            for method, future in started:
+            started = [
+                (group, tracing.submit(run_first, group, task)) for group in grouped(methods)
+            ]
+            for group, future in started:
                 try:
                     bound, first = future.result()
                 except ValueError as error:
                     if not forgiving:
                         raise
-                    skipped[method.title] = str(error)
+                    skipped |= {method.title: str(error) for method in group}
                 else:
                     made.append(bound)
-                    parts[bound.name] = {0: first}
+                    parts |= {m.name: {0: part} for m, part in zip(bound, first, strict=True)}
                     others += [
-                        (bound, number, running.submit(run_batch, bound, task, number))
+                        (bound, number, running.submit(run_group, bound, task, number))
                         for number in range(2, task.batches)
                     ]
-                tick(method.title)
-            for method, number, future in others:
-                parts[method.name][number] = future.result()
-                tick(method.title)
+                for method in group:
+                    tick(method.title)
+            for group, number, future in others:
+                keep(group, number, future.result())
         finally:
             tracing.shutdown(cancel_futures=True)
             running.shutdown(cancel_futures=True)
     if task.batches > 1:
         alone()
-        for method in made:
-            parts[method.name][1] = run_batch(method, task, 1)
-            tick(method.title)
+        for group in made:
+            keep(group, 1, run_group(group, task, 1))
     found = {
         method.name: join(method, [part for _, part in sorted(parts[method.name].items())], task)
-        for method in made
+        for method in methods
+        if method.name in parts
     }
     return found, skipped
 
 
-def run_first(method: "Method", task: Task) -> tuple["Method", Batch]:
-    """Explain the first batch; return it and the method with what was fitted to the model."""
-    bound = method.bound(task.model, method.importance)
-    return bound, run_batch(bound, task, 0)
+def grouped(methods: Sequence["Method"]) -> list[Sequence["Method"]]:
+    """Return the methods, those together that read the same run.
+
+    Example:
+        >>> from jaxplain import METHODS
+        >>> asked = [METHODS[name] for name in ("mint_coarse", "lime", "mint_fine")]
+        >>> [[method.name for method in group] for group in grouped(asked)]
+        [['mint_coarse', 'mint_fine'], ['lime']]
+    """
+    found: list[list[Method]] = []
+    for method in methods:
+        for group in found:
+            if method.shares(group[0]):
+                group.append(method)
+                break
+        else:
+            found.append([method])
+    return list(found)
+
+
+def run_first(group: Sequence["Method"], task: Task) -> tuple[Sequence["Method"], list[Batch]]:
+    """Explain the first batch; return it and the methods with what was fitted to the model."""
+    bound = [method.bound(task.model, method.importance) for method in group]
+    return bound, run_group(bound, task, 0)
 
 
 def run_batch(method: "Method", task: Task, number: int) -> Batch:
     """Explain one batch."""
+    return run_group([method], task, number)[0]
+
+
+def run_group(group: Sequence["Method"], task: Task, number: int) -> list[Batch]:
+    """Explain one batch with methods that read the same run.
+
+    Each is said to have taken the time of that run, as each would by itself.
+    """
     import jax
 
     start = number * task.size
     rows = np.minimum(np.arange(start, start + task.size), len(task.images) - 1)
-    key = jax.random.key(task.seed) if method.random else None
+    key = jax.random.key(task.seed) if group[0].random else None
     began = time.perf_counter()
-    found = jax.block_until_ready(
-        method.explain(task.model, task.images[rows], task.targets[rows], key=key, layer=task.layer)
-    )
+    images = task.images[rows]
+    said = group[0].run(task.model, images, task.targets[rows], key=key, layer=task.layer)
+    read = jax.block_until_ready([method.read(said, images.shape[1:3]) for method in group])
     seconds = time.perf_counter() - began
     kept = min(task.size, len(task.images) - start)
-    fields = {"heatmaps": found.heatmap, "stderr": found.stderr, "gap": found.gap}
-    return Batch(
-        {name: np.asarray(value)[:kept] for name, value in fields.items() if value is not None},
-        () if found.audit is None else tuple(found.audit.rows()),
-        seconds,
-    )
+    made = []
+    for found in read:
+        fields = {"heatmaps": found.heatmap, "stderr": found.stderr, "gap": found.gap}
+        made.append(
+            Batch(
+                {name: np.asarray(v)[:kept] for name, v in fields.items() if v is not None},
+                () if found.audit is None else tuple(found.audit.rows()),
+                seconds,
+            )
+        )
+    return made
 
 
 def join(method: "Method", parts: Sequence[Batch], task: Task) -> Maps:

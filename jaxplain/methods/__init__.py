@@ -313,7 +313,8 @@ _TABLE = (
         signed=True,
         costly=True,
         host=True,
-        options=(*_SAMPLES, ("scale", "coarse")),
+        options=_SAMPLES,
+        view=lambda found: found.at("coarse"),
     ),
     Method(
         "mint_fine",
@@ -327,7 +328,8 @@ _TABLE = (
         signed=True,
         costly=True,
         host=True,
-        options=(*_SAMPLES, ("scale", "fine")),
+        options=_SAMPLES,
+        view=lambda found: found.at("fine"),
     ),
     Method(
         "rise",

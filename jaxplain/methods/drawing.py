@@ -235,8 +235,15 @@ def _check_tolerance(tolerance: float | int, *known: Any) -> None:
 
 
 def check_counts(num_samples: int, chunk: int, segments: Int[Array, "b h w"]) -> None:
-    """Raise ValueError for counts below 1, or an image with more superpixels than samples."""
+    """Raise for counts that are none, or an image with more superpixels than samples.
+
+    Raises:
+        TypeError: no integers.
+        ValueError: below 1, or an image with more superpixels than samples.
+    """
     for name, value in {"num_samples": num_samples, "chunk": chunk}.items():
+        if not isinstance(value, int | np.integer):
+            raise TypeError(f"{name}={value!r}; expected an integer")
         if value < 1:
             raise ValueError(f"{name}={value}: at least 1")
     if isinstance(segments, Tracer):

@@ -207,6 +207,7 @@ class Method:
         host: part of the work is done on the host (superpixels): call it, and it compiles the rest
             by itself. In compiled code it works too, but slower.
         options: what `explain` passes besides.
+        view: what to read of the function's result, of methods that read different things of one.
         fit: for methods that need something fitted to the model beforehand (`importance`): finds
             what ships with a model, or raises ValueError.
         importance: what was fitted, once the method is `bound` to a model.
@@ -234,6 +235,7 @@ class Method:
     costly: bool = False
     host: bool = False
     options: tuple[tuple[str, Any], ...] = ()
+    view: Callable[[Any], Any] | None = None
     fit: Callable[[Model], Any] | None = None
     importance: Any = dataclasses.field(default=None, repr=False, compare=False)
 
@@ -282,6 +284,19 @@ class Method:
             ValueError: a random method without a key; a black box for a method that needs
                 derivatives; whatever the method raises.
         """
+        result = self.run(model, images, targets, key=key, layer=layer)
+        return self.read(result, jnp.shape(images)[1:3])
+
+    def run(
+        self,
+        model: Model,
+        images: Any,
+        targets: Any,
+        *,
+        key: jax.Array | None = None,
+        layer: str | None = None,
+    ) -> Any:
+        """Return all that the function says; see `explain`."""
         if self.gradient:
             check_differentiable(model, self.name)
         options = dict(self.options)
@@ -295,11 +310,15 @@ class Method:
             options["layer"] = layer
         if self.fit is not None:
             options["importance"] = self.bound(model, self.importance).importance
-        result = self.function(model, images, targets, **options)
+        return self.function(model, images, targets, **options)
+
+    def read(self, result: Any, size: Sequence[int]) -> Explanation:
+        """Return what this method reads of a `run`, as maps of a size (H, W)."""
+        if self.view is not None:
+            result = self.view(result)
         fields = result._asdict() if hasattr(result, "_asdict") else {"heatmap": result}
         heatmap = self.heatmap(fields["heatmap"] if "heatmap" in fields else fields["attribution"])
-        size = tuple(jnp.shape(images)[1:3])
-        if heatmap.shape[1:] != size:
+        if heatmap.shape[1:] != tuple(size):
             heatmap = resize_maps(heatmap, size)
         stderr = fields.get("stderr")
         if stderr is not None and stderr.ndim == 4:
@@ -307,6 +326,19 @@ class Method:
             strongest = jnp.abs(fields["attribution"]).argmax(-1)[..., None]
             stderr = jnp.take_along_axis(stderr, strongest, -1)[..., 0]
         return Explanation(heatmap, fields.get("audit"), stderr, fields.get("gap"))
+
+    def shares(self, other: "Method") -> bool:
+        """Whether one `run` serves both: they read different things of it.
+
+        Example:
+            >>> from jaxplain import METHODS
+            >>> METHODS["mint_coarse"].shares(METHODS["mint_fine"])
+            True
+            >>> METHODS["chip"].shares(METHODS["refined_chip"])
+            False
+        """
+        views = self.view is not None and other.view is not None
+        return views and (self.function, self.options) == (other.function, other.options)
 
     def layer_read(self, model: Model, layer: str | None = None) -> str | None:
         """Return the layer that `explain` reads, or None for methods that read none.

@@ -219,7 +219,7 @@ def steady(
     other = (~own).astype(base.dtype)
     gram = jnp.einsum("kg,bgij->kbij", other, moments.gram, precision="highest")
     odds = jnp.einsum("kg,bgti->kbti", other, moments.odds, precision="highest")
-    beta = jax.vmap(jax.vmap(_least_squares))(gram, odds)  # (2, B, T, F)
+    beta = jax.vmap(jax.vmap(least_squares))(gram, odds)  # (2, B, T, F)
 
     def guess(f: jax.Array) -> jax.Array:
         """Return c of both folds, counted as y: (2, n, B, T)."""
@@ -257,7 +257,7 @@ def steady(
         jnp.zeros((2, batch, targets, size + 1), base.dtype),
     )
     gram, corr = over(FREE * count, project, nothing)
-    gamma = jax.vmap(jax.vmap(_least_squares), (None, 0))(gram, corr)
+    gamma = jax.vmap(jax.vmap(least_squares), (None, 0))(gram, corr)
 
     def redraw(sums: jax.Array, numbers: jax.Array, counts: jax.Array) -> jax.Array:
         kept = states(draw, numbers, size).astype(base.dtype)
@@ -274,8 +274,8 @@ def steady(
     return moments._replace(corr=moments.corr - theta[:, None, :, None] * remainder)
 
 
-def _least_squares(gram: jax.Array, corr: jax.Array) -> jax.Array:
-    """Weights (T, F) of features, of which some are zero and others may be dependent."""
+def least_squares(gram: Float[Array, "f f"], corr: Float[Array, "t f"]) -> Float[Array, "t f"]:
+    """Return the weights of features, of which some are zero and others may be dependent."""
     matrix = gram + 1e-4 * jnp.diag(_diagonal(gram))
     return cho_solve((factor(matrix).lower, True), corr.T).T
 
@@ -314,7 +314,7 @@ def influences(
     total = gram.sum(0)
     total = total if ridge is None else total + ridge
     if coef is None:
-        coef = _least_squares(total, corr.sum(0))
+        coef = least_squares(total, corr.sum(0))
         free = jnp.ones_like(coef, bool)
     else:
         free = coef != 0

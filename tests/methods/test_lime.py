@@ -312,6 +312,8 @@ def test_answers_that_are_not_finite_are_counted_and_refused():
         ({"penalty": 1.0}, ValueError, "penalty"),
         ({"tolerance": 0.0}, ValueError, "tolerance"),
         ({"chunk": 0}, ValueError, "chunk=0"),
+        ({"images": IMAGES[:0], "targets": TARGETS[:0]}, ValueError, "at least one"),
+        ({"model": Model.from_function(lambda _, x: (x, x))}, TypeError, "returns a tuple"),
         ({"control": True, "score": "logit"}, ValueError, "control=True"),
         ({"model": Model.from_black_box(lambda x: x.mean((1, 2, 3)), 3)}, ValueError, "returned"),
         ({"model": Model.from_function(lambda _, x: x.mean(1))}, ValueError, "returns shape"),

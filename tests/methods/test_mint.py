@@ -231,6 +231,14 @@ def test_targets_share_forward_runs_and_fine_superpixels():
         np.testing.assert_allclose(both.fine_weights[0, t], alone.fine_weights[0], atol=1e-4)
         np.testing.assert_allclose(both.coarse_weights[0, t], alone.coarse_weights[0], atol=1e-4)
 
+    for scale, values, labels in (
+        ("coarse", both.coarse_importances, other),
+        ("fine", both.fine_importances, np.broadcast_to(FINE, other.shape)),
+    ):
+        seen = np.asarray(both.at(scale).heatmap)
+        for t in range(2):
+            np.testing.assert_array_equal(seen[0, t], np.asarray(values)[0, t][labels[0, t]])
+
 
 def test_an_image_is_cut_where_grad_cam_looks_and_compiled_code_cuts_the_same():
     options = {"segments": None, "num_samples": 128, "scale": "coarse"}
@@ -243,26 +251,44 @@ def test_an_image_is_cut_where_grad_cam_looks_and_compiled_code_cuts_the_same():
     np.testing.assert_allclose(compiled.heatmap, found.heatmap, atol=2e-3 * scale)
 
 
-def test_standard_errors_are_as_large_as_the_spread_between_keys():
-    runs = jax.vmap(
-        lambda key: explain(
-            images=IMAGES[:1],
-            targets=TARGETS[:1],
-            key=key,
-            num_samples=256,
-            chunk=256,
-            coarse_penalty=0.0,
-            fine_penalty=1e-4,
-            **PLAIN,
-        )
-    )(jax.random.split(KEY, 24))
-    for told, values in (
-        (runs.fine_stderr, runs.fine_importances),
-        (runs.coarse_stderr[..., :4], runs.coarse_importances[..., :4]),
-    ):
-        spread = np.asarray(values[:, 0]).std(0, ddof=1)
-        told = np.sqrt((np.asarray(told[:, 0]) ** 2).mean(0))
-        assert 0.7 < np.sqrt((told**2).mean() / (spread**2).mean()) < 1.4
+def _interacting(_, images):
+    """Superpixels that only matter together, or where another is hidden."""
+    x = images.reshape(-1, 4, 2, 4, 2).mean((2, 4)).reshape(-1, 16)
+    p = 0.1 + 0.4 * x[:, 5] * x[:, 0] + 0.3 * jnp.maximum(x[:, 3], x[:, 10])
+    return jnp.stack([jnp.log(p), jnp.log(1 - p)], 1)
+
+
+def test_errors_are_as_large_as_told_and_smaller_with_pairs_and_control():
+    found = {}
+    model = Model.from_function(_interacting, None)
+    for name, ways in {"alone": PLAIN, "both": {"control": True}}.items():
+        runs = jax.vmap(
+            lambda key, ways=ways: explain(
+                model,
+                images=jnp.ones((1, 8, 8, 1)),
+                targets=jnp.array([0]),
+                features="none",
+                key=key,
+                num_samples=256,
+                chunk=256,
+                coarse_penalty=0.0,
+                fine_penalty=1e-4,
+                **ways,
+            )
+        )(jax.random.split(KEY, 24))
+        for scale, told, values in (
+            ("fine", runs.fine_stderr, runs.fine_importances),
+            ("coarse", runs.coarse_stderr[..., :4], runs.coarse_importances[..., :4]),
+        ):
+            values = np.asarray(values[:, 0])
+            spread = values.std(0, ddof=1)
+            told = np.sqrt((np.asarray(told[:, 0]) ** 2).mean(0))
+            assert 0.7 < np.sqrt((told**2).mean() / (spread**2).mean()) < 1.4
+            found[name, scale] = values.mean(0), (spread**2).mean()
+    for scale in ("fine", "coarse"):
+        (alone, variance), (both, smaller) = found["alone", scale], found["both", scale]
+        assert smaller < 0.5 * variance
+        assert np.abs(both - alone).max() < 5 * np.sqrt(variance / 24)
 
 
 def test_normalised_features_do_not_depend_on_the_scale_of_a_layer():

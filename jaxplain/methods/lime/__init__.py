@@ -165,10 +165,10 @@ def explain(
         Weights, as maps and as numbers, and how much to trust them.
 
     Raises:
-        TypeError: segments that are not integers, and as `check_inputs`.
-        ValueError: as `check_inputs` and `superpixels.check_segments`; an image of one superpixel,
-            fewer samples than superpixels, predictions that are not finite, a model that returns
-            another shape; an option out of range, or a tolerance in compiled code.
+        TypeError: segments or counts that are not integers, and as `check_inputs`.
+        ValueError: as `check_inputs` and `superpixels.check_segments`; no image, or one of one
+            superpixel, fewer samples than superpixels, predictions that are not finite, a model
+            that returns another shape; an option out of range, or a tolerance in compiled code.
 
     Example:
         >>> import jax, jax.numpy as jnp

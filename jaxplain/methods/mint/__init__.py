@@ -107,6 +107,21 @@ class Mint(NamedTuple):
     samples: Int[Array, ""]
     broken: Int[Array, " b"]
 
+    def at(self, scale: Literal["coarse", "fine"]) -> "Mint":
+        """Return the explanation with `heatmap` and `stderr` of a scale.
+
+        Raises:
+            ValueError: another scale than "coarse" or "fine".
+        """
+        _check_scale(scale)
+        coarse = scale == "coarse"
+        values = self.coarse_importances if coarse else self.fine_importances
+        errors = self.coarse_stderr if coarse else self.fine_stderr
+        segments = self.coarse_segments if coarse else self.fine_segments
+        return self._replace(
+            heatmap=_paint_each(values, segments), stderr=_paint_each(errors, segments)
+        )
+
     def coarse_mask(self) -> Bool[Array, "b *t h w"]:
         """Return the coarse superpixel that ranks first, as after (43).
 
@@ -198,7 +213,8 @@ def explain(
             (13) ties weights of one unit; "none" is 1 for all.
         method: "eliminated", or "nested" for Algorithm 1 as printed.
         antithetic: draw complements in pairs.
-        control: use the control variate, as in `lime.explain`.
+        control: use the control variate, as in `lime.explain`, and what is known of the states
+            without a forward run; see `problem.expected`.
         chunk: perturbed images a forward run.
         score: as in `gradient`; the paper's is the probability.
         progress: as in `lime.explain`.
@@ -207,7 +223,7 @@ def explain(
         Weights and importances at both scales, with standard errors and a certificate.
 
     Raises:
-        TypeError: segments that are not integers.
+        TypeError: segments or counts that are not integers.
         ValueError: as `lime.explain`; segments that are not nested, no such layer, or one without
             positions; a black box without segments.
 
@@ -223,8 +239,7 @@ def explain(
     """
     if features not in ("layers", "normalised", "none"):
         raise ValueError(f"features={features!r}; expected 'layers', 'normalised' or 'none'")
-    if scale not in ("coarse", "fine"):
-        raise ValueError(f"scale={scale!r}; expected 'coarse' or 'fine'")
+    _check_scale(scale)
     if method not in SOLVERS:
         raise ValueError(f"method={method!r}; expected one of {SOLVERS}")
     refuse(width=(width, None, None), fine_weight=(fine_weight, None, None))
@@ -246,7 +261,7 @@ def explain(
     return draw(
         model,
         scene,
-        (nest.coarse, maps, penalties),
+        (nest.coarse, maps, penalties, chances(scene, width) if plan.control else None),
         Surrogate(proximity, _tell, f"{scale}_stderr", solving),
         plan,
         key=key,
@@ -262,14 +277,7 @@ _activations = jax.jit(activations, static_argnums=2)
 
 def proximity(scene: Scene, width: Any) -> Kernel:
     """Return h (8) of states; ‖X − Z‖² is a sum over what is hidden."""
-    hides = ((scene.images - scene.filling) ** 2).sum(-1)
-
-    def sums(values: jax.Array, labels: jax.Array) -> jax.Array:
-        return jax.ops.segment_sum(values.ravel(), labels.ravel(), scene.valid.shape[1])
-
-    each = jax.vmap(sums)(hides, scene.segments)
-    total = each.sum(1)
-    each = each / jnp.where(total > 0, total, 1)[:, None]
+    each = _hides(scene)
 
     def kernel(kept: jax.Array) -> jax.Array:
         return jnp.exp(-jnp.matmul(1 - kept, each.T, precision="highest") / width)
@@ -277,8 +285,26 @@ def proximity(scene: Scene, width: Any) -> Kernel:
     return kernel
 
 
+@jax.jit
+def chances(scene: Scene, width: Any) -> Float[Array, "b q"]:
+    """Return how often each superpixel is shown when states, fair coins, are weighed by h."""
+    return jax.nn.sigmoid(_hides(scene) / width)
+
+
+def _hides(scene: Scene) -> Float[Array, "b q"]:
+    """The share of each superpixel in ‖X‖²."""
+    hides = ((scene.images - scene.filling) ** 2).sum(-1)
+
+    def sums(values: jax.Array, labels: jax.Array) -> jax.Array:
+        return jax.ops.segment_sum(values.ravel(), labels.ravel(), scene.valid.shape[1])
+
+    each = jax.vmap(sums)(hides, scene.segments)
+    total = each.sum(1)
+    return each / jnp.where(total > 0, total, 1)[:, None]
+
+
 def _tell(
-    given: tuple[jax.Array, tuple[jax.Array, jax.Array], Penalties],
+    given: tuple[jax.Array, tuple[jax.Array, jax.Array], Penalties, jax.Array | None],
     seen: Seen,
     method: str,
     normalised: bool,
@@ -286,9 +312,19 @@ def _tell(
     sizes: tuple[int, int],
 ) -> Mint:
     """Solve for the weights, and their errors."""
-    coarse, maps, penalties = given
+    coarse, maps, penalties, shown = given
     scene = seen.scene
-    problem = problems(scene, coarse, maps, seen.steadied, seen.base, sizes, normalised)
+    problem = problems(
+        scene,
+        coarse,
+        maps,
+        seen.steadied,
+        seen.base,
+        sizes,
+        normalised,
+        chances=shown,
+        count=seen.samples,
+    )
     found = solve(problem, penalties, seen.samples, method)
     constant = seen.constant()[..., None]
     numbers = {
@@ -306,6 +342,11 @@ def _tell(
         broken=seen.moments.broken,
         **numbers,
     )
+
+
+def _check_scale(scale: str) -> None:
+    if scale not in ("coarse", "fine"):
+        raise ValueError(f"scale={scale!r}; expected 'coarse' or 'fine'")
 
 
 def _paint_each(values: jax.Array, segments: jax.Array) -> jax.Array:

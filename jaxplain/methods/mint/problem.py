@@ -44,6 +44,7 @@ class Problem(NamedTuple):
         coarse: (B, T, P) features a^cs, eq. (4).
         fine: (B, Q) features a^fs, eq. (6).
         unit: (B,).
+        fitted: (B,) how many numbers were found from the samples for each target to begin with.
     """
 
     gram: Float[Array, "b g q q"]
@@ -53,6 +54,7 @@ class Problem(NamedTuple):
     coarse: Float[Array, "b t p"]
     fine: Float[Array, "b q"]
     unit: Float[Array, " b"]
+    fitted: Int[Array, " b"]
 
 
 class Weights(NamedTuple):
@@ -93,6 +95,9 @@ def problems(
     base: Float[Array, "b t"],
     sizes: tuple[int, int],
     normalised: bool,
+    *,
+    chances: Float[Array, "b q"] | None = None,
+    count: int | Int[Array, ""] = 0,
 ) -> Problem:
     """Return the problems of images and targets.
 
@@ -104,8 +109,13 @@ def problems(
         base: from which the moments count y.
         sizes: P and Q.
         normalised: whether to divide the features of each scale by their mean.
+        chances: see `expected`; None leaves the moments as they are.
+        count: samples.
     """
     p, q = sizes
+    fitted = jnp.zeros(len(base), jnp.int32)
+    if chances is not None:
+        moments, fitted = expected(moments, scene.valid, chances, count)
     targets = coarse.shape[1]
     deep, shallow = maps
     each = coarse.reshape(-1, *coarse.shape[2:])
@@ -146,7 +156,71 @@ def problems(
         a_coarse / unit[:, None, None],
         a_fine / unit[:, None],
         unit,
+        fitted,
     )
+
+
+def expected(
+    moments: Moments,
+    valid: Float[Array, "b q"],
+    chances: Float[Array, "b q"],
+    count: int | Int[Array, ""],
+) -> tuple[Moments, Int[Array, " b"]]:
+    r"""Return moments without the noise of the states, which is known without a forward run.
+
+    (9)–(10) have no intercept, so that they leave much of y's *linear* part to the residuals, and
+    the states that happen to be drawn make most of the error. But h (8) is a product over
+    superpixels: weighed by it, states are independent coins still, that show superpixel i with a
+    chance :math:`p_i`. That gives :math:`E[h f f^T]` exactly. And as the residual of a regression
+    on f is uncorrelated with f, :math:`E[h y f] = E[h f f^T] \gamma` for its coefficients
+    :math:`\gamma`, whose error is of the *other* part of y alone.
+
+    Images with fewer than four samples for each of these coefficients keep their moments.
+
+    Args:
+        moments: of the samples.
+        valid: see `Scene`.
+        chances: p.
+        count: samples.
+
+    Returns:
+        Moments, and how many coefficients were found from the samples; zero for moments that stay.
+    """
+    weight = moments.gram[:, :, 0, 0].sum(1)
+    centred = (chances - 0.5) * valid
+    f = jnp.concatenate([jnp.ones_like(centred[:, :1]), centred], 1)
+    spread = chances * (1 - chances) * valid
+    known = f[:, :, None] * f[:, None] + jax.vmap(jnp.diag)(jnp.pad(spread, ((0, 0), (1, 0))))
+    known = weight[:, None, None] * known
+
+    def one(gram: jax.Array, corr: jax.Array, energy: jax.Array, known: jax.Array) -> tuple:
+        groups = len(gram)
+        gamma = surrogate.least_squares(gram.sum(0), corr.sum(0))
+        moved = surrogate.influences(gram, corr, gamma, ridge=jnp.zeros_like(known))
+        moved = moved / jnp.sqrt(groups / (groups - 1))
+        each = jnp.matmul(gamma[None] / groups + moved, known, precision="highest")
+        left = energy.sum(0) - (gamma * corr.sum(0)).sum(1)
+        fitted = (gamma * jnp.matmul(gamma, known, precision="highest")).sum(1)
+        total = jnp.maximum(left, 0) + fitted
+        return (
+            jnp.broadcast_to(known / groups, gram.shape),
+            each,
+            jnp.broadcast_to(total / groups, energy.shape),
+        )
+
+    gram, corr, energy = jax.vmap(one)(moments.gram, moments.corr, moments.energy, known)
+    number = 1 + valid.sum(1).astype(jnp.int32)
+    enough = count >= 4 * number
+
+    def choose(new: jax.Array, old: jax.Array) -> jax.Array:
+        return jnp.where(enough.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
+
+    found = moments._replace(
+        gram=choose(gram, moments.gram),
+        corr=choose(corr, moments.corr),
+        energy=choose(energy, moments.energy),
+    )
+    return found, jnp.where(enough, number, 0)
 
 
 def _means(values: jax.Array, segments: jax.Array, size: int) -> jax.Array:
@@ -183,6 +257,7 @@ def solve(problem: Problem, penalties: Penalties, count: Any, method: str) -> We
         a_c: jax.Array,
         a_f: jax.Array,
         unit: jax.Array,
+        fitted: jax.Array,
     ) -> Weights:
         share = t / jnp.maximum(t.sum(0), 1)[None]  # sᶜ = s · share
         total, right = gram.sum(0), corr.sum(0)
@@ -217,7 +292,7 @@ def solve(problem: Problem, penalties: Penalties, count: Any, method: str) -> We
 
         grams, corrs = jax.vmap(joint)(gram, corr)
         moved = surrogate.influences(grams, corrs[:, None], w_f[None])[:, 0]
-        used = (w_f != 0).sum()
+        used = jnp.maximum((w_f != 0).sum(), fitted)
         spread = jnp.where(count > used, count / jnp.maximum(count - used, 1), jnp.inf)[None]
 
         def error(moved: jax.Array, a: jax.Array) -> jax.Array:
@@ -243,9 +318,10 @@ def solve(problem: Problem, penalties: Penalties, count: Any, method: str) -> We
         a_c: jax.Array,
         a_f: jax.Array,
         unit: jax.Array,
+        fitted: jax.Array,
     ) -> Weights:
-        over = jax.vmap(one, (None, 1, 0, 0, 0, None, None))
-        return over(gram, corr, energy, t, a_c, a_f, unit)
+        over = jax.vmap(one, (None, 1, 0, 0, 0, None, None, None))
+        return over(gram, corr, energy, t, a_c, a_f, unit, fitted)
 
     return jax.vmap(each_target)(*problem)
 
