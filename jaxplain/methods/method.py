@@ -136,6 +136,8 @@ def explainer(*static: str, gradient: bool = True) -> Callable[[Callable[P, R]],
             for name in options:
                 if name not in known:
                     raise TypeError(f"{function.__name__}: {unknown('option', name, known)}")
+            # A list of areas or sizes says the same as a tuple, which a compiled program can keep.
+            options |= {n: tuple(options[n]) for n in static if isinstance(options.get(n), list)}
             images, targets = check_inputs(model, images, targets)
             return compiled(model, images, targets, **options)
 

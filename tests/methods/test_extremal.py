@@ -221,7 +221,9 @@ def test_channels_are_those_that_the_class_reads():
 def test_smoothing_and_several_areas_make_one_map():
     options = {"areas": AREAS, "steps": 2, "cell": CELL, "sigma": SIGMA}
     found = extremal_perturbation(MODEL, IMAGES, TARGETS, **options)
-    smooth = extremal_perturbation(MODEL, IMAGES, TARGETS, **options, smooth=0.09)
+    smooth = extremal_perturbation(
+        MODEL, IMAGES, TARGETS, **options | {"areas": list(AREAS), "smooth": 0.09}
+    )
     np.testing.assert_array_equal(found.heatmap, found.masks.sum(1))
     np.testing.assert_array_equal(smooth.masks, found.masks)
     assert float(jnp.ptp(smooth.heatmap)) < float(jnp.ptp(found.heatmap))
