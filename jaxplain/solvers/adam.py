@@ -95,7 +95,7 @@ def descend(
         new = project(optax.apply_updates(value, change))
         good = running & all_finite((loss, slope, new), 0)
         value, memory = choose(good, new, value), choose(good, new_memory, memory)
-        last = jnp.where(good, loss, last)
+        last = jnp.where(good, loss, last).astype(kind)
         return (value, memory, good, taken + good, last), last
 
     start = project(jax.tree.map(jnp.asarray, initial))

@@ -30,11 +30,13 @@ from jaxplain.solvers.loop import (
 from jaxplain.solvers.problems import (
     Solver,
     check_problem,
+    floating,
     matrix,
     pick,
     refuse,
     rows,
     solve_all,
+    withheld,
 )
 from jaxplain.solvers.prox import soft_threshold
 from jaxplain.solvers.quadratic import find_anchor, least_squares, penalty_certificate
@@ -146,14 +148,16 @@ def lasso(
         relaxation=(relaxation, None, 2),
         max_steps=(max_steps, 0, None),
         chunk=(chunk, None, None),
+        energy=(energy, 0, None),
     )
+    gram, corr = floating(gram, corr)
     check_problem(gram, corr, penalty=penalty, energy=energy)
     if rho is not None and jnp.shape(rho) not in ((), gram.shape[:-2]):
         raise ValueError(f"rho must be a scalar or {gram.shape[:-2]}, got {jnp.shape(rho)}")
     if chunk is None:
         apart = 1 if jax.default_backend() == "cpu" else 64
         chunk = 96 if method == "admm" and gram.ndim == 2 else apart
-    return _lasso(
+    solution = _lasso(
         gram,
         corr,
         penalty,
@@ -166,6 +170,13 @@ def lasso(
         balance=balance,
         chunk=chunk,
     )
+    if energy is None:
+        return solution
+    # Σ y² is at least what any one feature explains of it, or the statistics are of no data.
+    diagonal = jnp.broadcast_to(jnp.diagonal(gram, axis1=-2, axis2=-1), corr.shape)
+    explained = (corr**2 / jnp.where(diagonal > 0, diagonal, jnp.inf)).max(-1)
+    rounding = corr.shape[-1] * jnp.sqrt(jnp.finfo(corr.dtype).eps)
+    return withheld(solution, jnp.asarray(energy) >= explained * (1 - rounding))
 
 
 @functools.partial(jax.jit, static_argnames=("method", "balance", "chunk"))

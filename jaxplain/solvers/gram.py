@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 
 class Statistics(NamedTuple):
@@ -80,12 +80,14 @@ def zeros(
         dtype: floating type of the sums.
 
     Raises:
-        ValueError: if `features` or `targets` is not positive.
+        ValueError: if `features` or `targets` is not positive, or `dtype` is not floating.
     """
     if features < 1 or targets < 1:
         raise ValueError(
             f"features and targets must be positive, got features={features}, targets={targets}"
         )
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"dtype must be floating, got {jnp.dtype(dtype).name}")
     group = () if shared_weights else (targets,)
     empty = Statistics(
         jnp.zeros((*group, features, features), dtype),
@@ -98,9 +100,9 @@ def zeros(
 
 def add(
     accumulator: Accumulator,
-    features: Float[Array, "n d"],
-    targets: Float[Array, "n targets"],
-    weights: Float[Array, "n *t"] | None = None,
+    features: Num[Array, "n d"],
+    targets: Num[Array, "n targets"],
+    weights: Num[Array, "n *t"] | None = None,
     *,
     block: int = 1024,
 ) -> Accumulator:
@@ -177,9 +179,9 @@ def read(accumulator: Accumulator) -> Statistics:
 
 
 def statistics(
-    features: Float[Array, "n d"],
-    targets: Float[Array, "n targets"],
-    weights: Float[Array, "n *t"] | None = None,
+    features: Num[Array, "n d"],
+    targets: Num[Array, "n targets"],
+    weights: Num[Array, "n *t"] | None = None,
     *,
     block: int = 1024,
 ) -> Statistics:
@@ -189,7 +191,9 @@ def statistics(
     (2, 1, 1)
     """
     shared = weights is None or weights.ndim == 1
-    empty = zeros(features.shape[1], targets.shape[1], shared_weights=shared, dtype=features.dtype)
+    given = (features, targets) if weights is None else (features, targets, weights)
+    dtype = jnp.result_type(*given, float)
+    empty = zeros(features.shape[1], targets.shape[1], shared_weights=shared, dtype=dtype)
     return read(add(empty, features, targets, weights, block=block))
 
 

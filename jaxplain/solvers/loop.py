@@ -94,12 +94,12 @@ def all_finite(state: Any, batch_ndim: int) -> Bool[Array, "*batch"]:
 
 
 def closed(bound: Certificate, tolerance: float | Float[Array, ""]) -> Bool[Array, "*batch"]:
-    """Whether the gap has reached the tolerance; NaN has not.
+    """Whether the gap has reached the tolerance; NaN has not, nor infinity of whatever.
 
     >>> closed(Certificate(jnp.array([0.1, jnp.nan]), jnp.array([2.0, 2.0])), 0.1).tolist()
     [True, False]
     """
-    return bound.gap <= tolerance * bound.scale
+    return (bound.gap <= tolerance * bound.scale) & jnp.isfinite(bound.gap)
 
 
 def iterate(

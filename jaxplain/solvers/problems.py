@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxplain.solvers.implicit import differentiable
 from jaxplain.solvers.loop import Solution
@@ -30,12 +31,25 @@ def refuse(**numbers: tuple) -> None:
     ValueError: rho must be positive, got 0.0
     """
     for name, (value, low, high) in numbers.items():
-        if not isinstance(value, (int, float)):
+        if not isinstance(value, (int, float, np.integer, np.floating)):
             continue
+        if not np.isfinite(value):
+            raise ValueError(f"{name} must be finite, got {value}")
         if value < 0 or (low is None and value <= 0) or (high is not None and value >= high):
             expected = "at least 0" if low == 0 else "positive"
             expected += "" if high is None else f" and below {high}"
             raise ValueError(f"{name} must be {expected}, got {value}")
+
+
+def floating(*arrays: Any) -> tuple[Array, ...]:
+    """Arrays of one floating type, which JAX may have made narrower than NumPy's.
+
+    >>> [array.dtype.name for array in floating([1, 2], jnp.ones(2))]
+    ['float32', 'float32']
+    """
+    arrays = tuple(jnp.asarray(array) for array in arrays)
+    dtype = jnp.result_type(*arrays, float)
+    return tuple(array.astype(dtype) for array in arrays)
 
 
 def check_problem(gram: Array, corr: Array, **others: Any) -> None:
@@ -53,12 +67,13 @@ def check_problem(gram: Array, corr: Array, **others: Any) -> None:
     """
     if corr.ndim not in (1, 2):
         raise ValueError(f"corr must be (d,) or (problems, d), got {corr.shape}; vmap the rest")
+    if corr.shape[-1] == 0:
+        raise ValueError(f"corr is {corr.shape}: at least one feature is needed")
     square = (corr.shape[-1],) * 2
-    if gram.shape not in (square, (*corr.shape[:-1], *square)):
-        raise ValueError(
-            f"gram must be {square} or {(*corr.shape[:-1], *square)} for corr {corr.shape}, "
-            f"got {gram.shape}"
-        )
+    allowed = dict.fromkeys((square, (*corr.shape[:-1], *square)))
+    if gram.shape not in allowed:
+        expected = " or ".join(str(shape) for shape in allowed)
+        raise ValueError(f"gram must be {expected} for corr {corr.shape}, got {gram.shape}")
     for name, value in others.items():
         if value is not None and jnp.shape(value) not in ((), corr.shape[:-1]):
             raise ValueError(
@@ -103,6 +118,9 @@ def solve_all(
     if single:
         corr = corr[None]
     count = corr.shape[0]
+    if count == 0:
+        none = jnp.zeros(0, corr.dtype)
+        return Solution(corr, jnp.zeros(0, bool), jnp.zeros(0, jnp.int32), none, none)
     level = jnp.broadcast_to(jnp.asarray(level, corr.dtype), (count,))
 
     def solve(gram: Array, corr: Array, level: Array) -> Solution:
@@ -120,7 +138,20 @@ def solve_all(
         return lax.fori_loop(0, count, last, found)
 
     solution = differentiable(solve, conditions, (gram, corr, level), jnp.zeros_like(corr))
+    solution = withheld(solution, level >= 0)
     return jax.tree.map(lambda x: x[0], solution) if single else solution
+
+
+def withheld(solution: Solution, sound: Bool[Array, "*batch"]) -> Solution:
+    """The solution, with nothing certified where a problem is not sound.
+
+    >>> proof = Solution(jnp.ones(2), jnp.array(True), jnp.array(3), jnp.array(0.0))
+    >>> withheld(proof, jnp.array(False)).gap.tolist()
+    inf
+    """
+    return solution._replace(
+        converged=solution.converged & sound, gap=jnp.where(sound, solution.gap, jnp.inf)
+    )
 
 
 def pick(values: Array, i: Int[Array, ""]) -> Array:

@@ -143,7 +143,9 @@ def ball_certificate(
     size = jnp.abs(w).sum()
     largest_corr = jnp.abs(corr).max()
     rounding = eps * (largest * size + largest_corr)
-    gap = jnp.maximum(dot(slope, w) + radius * steepest, 0) + (radius + size) * rounding
+    # At zero the slope is −q, without rounding.
+    allowance = jnp.where(size > 0, (radius + size) * rounding, 0)
+    gap = jnp.maximum(dot(slope, w) + radius * steepest, 0) + allowance
     quadratic = dot(w, image)
     explained = jnp.abs(dot(corr, w)) + quadratic / 2
     return Certificate(

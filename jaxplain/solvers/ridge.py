@@ -17,9 +17,9 @@ from jax import lax
 from jax.scipy.linalg import cho_solve
 from jaxtyping import Array, Bool, Float
 
-from jaxplain.solvers.linear import dot, factor, product
+from jaxplain.solvers.linear import dot, factor, inverse, product
 from jaxplain.solvers.loop import Solution, default_tolerance
-from jaxplain.solvers.problems import refuse
+from jaxplain.solvers.problems import floating, refuse, withheld
 
 SELECTIONS = ("none", "highest_weights", "forward_selection")
 
@@ -78,8 +78,9 @@ def ridge(
 
     Returns:
         Solution whose value is a `Linear`. `gap` is ½ gᵀ(Q + αI)⁻¹g with the gradient g that the
-        solve left, exactly the suboptimality; where the equations are singular, which needs α = 0,
-        `ridge` says what was added to solve them. Numbers that are not finite give a zero model,
+        solve left, and that rounding may hide: it bounds the suboptimality for these moments. It is
+        infinite where the equations are singular, which needs α = 0; `ridge` says what was then
+        added to solve them. Numbers that are not finite give a zero model,
         not converged, with an infinite gap.
 
     Raises:
@@ -91,7 +92,10 @@ def ridge(
     >>> fit.value.coef.round(3).tolist(), fit.value.selected.tolist()
     ([2.0, 0.0], [True, False])
     """
+    features, targets = floating(features, targets)
     rows, d = features.shape
+    if rows == 0 or d == 0:
+        raise ValueError(f"features are {features.shape}: at least one row and column are needed")
     if targets.shape != (rows,) or (weights is not None and weights.shape != (rows,)):
         got = None if weights is None else weights.shape
         raise ValueError(f"targets and weights must be {(rows,)}, got {targets.shape} and {got}")
@@ -99,7 +103,8 @@ def ridge(
     refuse(alpha=(alpha, 0, None))
     weights = jnp.ones_like(targets) if weights is None else weights
     instance = features[0] if instance is None else instance
-    return _ridge(features, targets, weights, alpha, instance, select=select, count=count or d)
+    solution = _ridge(features, targets, weights, alpha, instance, select=select, count=count or d)
+    return withheld(solution, jnp.asarray(alpha) >= 0)
 
 
 def _check_selection(select: str, count: int | None, d: int, instance: Array | None) -> None:
@@ -222,7 +227,7 @@ def _answer(
 ) -> Solution:
     """The model and its certificate."""
     mean_z, mean_y, corr, spread, unexplained = moments
-    fine = jnp.isfinite(coef).all() & jnp.isfinite(gap)
+    fine = jnp.isfinite(coef).all() & ~jnp.isnan(gap)
     coef = jnp.where(fine, coef, 0)
     intercept = jnp.where(fine, mean_y - dot(coef, mean_z), 0)
     # A constant target is explained perfectly by the intercept (scikit-learn's convention).
@@ -250,7 +255,13 @@ def _solve(gram: Array, corr: Array, alpha: Array, selected: Array) -> tuple[Arr
     coef = coef + cho_solve((lower, True), right - product(matrix, coef))
     coef = jnp.where(selected, coef, 0)
     slope = jnp.where(selected, product(matrix, coef) - right, 0)
-    return coef, dot(slope, cho_solve((lower, True), slope)) / 2, ridge
+    # In the norm of the inverse, Σ g e is at most Σ |g| times the length of each unit vector.
+    few = 16 * jnp.finfo(corr.dtype).eps  # of the moments' own rounding, too
+    hidden = few * (product(jnp.abs(matrix), jnp.abs(coef)) + jnp.abs(right))
+    lengths = jnp.sqrt(jnp.maximum(jnp.diagonal(inverse(lower)), 0))
+    size = jnp.sqrt(jnp.maximum(dot(slope, cho_solve((lower, True), slope)), 0))
+    gap = (size + dot(jnp.where(selected, hidden, 0), lengths)) ** 2 / 2
+    return coef, jnp.where(ridge > 0, jnp.inf, gap), ridge
 
 
 def _forward(gram: Array, corr: Array, count: int, allowed: Array) -> Array:

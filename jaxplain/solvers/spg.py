@@ -25,7 +25,16 @@ from jaxplain.solvers import pivots
 from jaxplain.solvers.implicit import ball_conditions
 from jaxplain.solvers.linear import dot, product
 from jaxplain.solvers.loop import Certificate, Solution, choose, default_tolerance, iterate
-from jaxplain.solvers.problems import Solver, check_problem, matrix, pick, refuse, rows, solve_all
+from jaxplain.solvers.problems import (
+    Solver,
+    check_problem,
+    floating,
+    matrix,
+    pick,
+    refuse,
+    rows,
+    solve_all,
+)
 from jaxplain.solvers.prox import ball_threshold, soft_threshold
 from jaxplain.solvers.quadratic import ball_certificate
 
@@ -80,6 +89,7 @@ def mu_lasso(
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}, got {method!r}")
+    gram, corr = floating(gram, corr)
     refuse(radius=(radius, 0, None), max_steps=(max_steps, 0, None), chunk=(chunk, None, None))
     check_problem(gram, corr, radius=radius)
     if chunk is None:

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float
 from jaxplain.solvers.implicit import differentiable, two_scale_conditions
 from jaxplain.solvers.linear import factor, inverse, mean_diagonal, product, with_ridge
 from jaxplain.solvers.loop import Certificate, Solution, all_finite, default_tolerance, iterate
-from jaxplain.solvers.problems import refuse
+from jaxplain.solvers.problems import floating, refuse
 from jaxplain.solvers.prox import soft_threshold
 from jaxplain.solvers.quadratic import Anchor, find_anchor, penalty_certificate
 
@@ -137,6 +137,9 @@ def two_scale(
         fine_rho=(fine_rho, None, None),
         inner_steps=(inner_steps, None, None),
         max_steps=(max_steps, 0, None),
+    )
+    coarse_gram, coarse_corr, fine_gram, fine_corr, membership = floating(
+        coarse_gram, coarse_corr, fine_gram, fine_corr, membership
     )
     p, q = coarse_corr.shape[-1], fine_corr.shape[-1]
     expected = {"coarse_gram": (p, p), "fine_gram": (q, q), "membership": (q, p)}

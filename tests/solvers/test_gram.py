@@ -139,3 +139,11 @@ def test_empty_or_unequal_accumulators_are_refused():
         gram.zeros(0, 1)
     with pytest.raises(ValueError, match="shape"):
         gram.merge(gram.zeros(2, 1), gram.zeros(3, 1))
+
+
+def test_targets_of_whole_features_are_not_cut():
+    states = jnp.array([[1, 0], [1, 1], [0, 1]])
+    found = statistics(states, jnp.array([[0.5], [0.25], [1.0]]))
+    np.testing.assert_allclose(found.corr, [[0.75, 1.25]])
+    with pytest.raises(ValueError, match="dtype must be floating, got int32"):
+        gram.zeros(2, 1, dtype=jnp.int32)

@@ -159,3 +159,20 @@ def test_derivative_equals_finite_differences():
 def test_bad_arguments_are_refused_by_name(arguments, name):
     with pytest.raises((ValueError, TypeError), match=name):
         ridge(**({"features": jnp.ones((4, 2)), "targets": jnp.ones(4)} | arguments))
+
+
+@pytest.mark.parametrize("apart", [1e-9, 1e-4, 1.0])
+def test_gap_bounds_what_the_truth_has_left(apart):
+    rng = np.random.default_rng(0)
+    for _ in range(6):
+        z = rng.normal(size=(30, 4))
+        noise = rng.normal(size=30)
+        z[:, 1] = z[:, 0] + apart * noise
+        y = noise + 0.3 * rng.normal(size=30)
+        fit = ridge(jnp.asarray(z), jnp.asarray(y), alpha=0.0)
+        best, *_ = np.linalg.lstsq(z - z.mean(0), y - y.mean(), rcond=None)
+        left = [
+            np.sum(((z - z.mean(0)) @ np.asarray(w) - (y - y.mean())) ** 2) / 2
+            for w in (fit.value.coef, best)
+        ]
+        assert left[0] - left[1] <= float(fit.gap) + 1e-12

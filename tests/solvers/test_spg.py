@@ -207,3 +207,34 @@ def test_bad_arguments_are_refused_by_name(arguments, name):
     gram, corr = well_posed()
     with pytest.raises((ValueError, TypeError), match=name):
         mu_lasso(**({"gram": gram, "corr": corr, "radius": 1.0} | arguments))
+
+
+def test_nothing_is_certified_that_is_no_problem():
+    gram, corr = jnp.eye(3), jnp.array([3.0, -1.5, 0.5])
+    for radius in (-1.0, jnp.nan, jnp.inf):
+        found = mu_lasso(gram, corr, jnp.array(radius), max_steps=20)
+        assert not found.converged
+        assert found.gap == jnp.inf
+    for penalty, energy in ((-1.0, None), (1.0, -1.0), (1.0, jnp.inf), (1.0, 0.5)):
+        energy = None if energy is None else jnp.array(energy)
+        found = lasso(gram, corr, jnp.array(penalty), energy=energy, max_steps=20)
+        assert not found.converged
+        assert found.gap == jnp.inf
+    for radius in (-1.0, np.nan, np.inf):
+        with pytest.raises(ValueError, match="radius must be"):
+            mu_lasso(gram, corr, radius)
+
+
+def test_zero_is_certified_where_nothing_may_rise():
+    found = mu_lasso(jnp.eye(3), -jnp.array([3.0, 1.5, 0.5]), 1.0, nonnegative=True)
+    assert found.converged
+    assert (found.steps, found.gap) == (0, 0)
+
+
+def test_no_classes_are_solved_at_once():
+    for found in (
+        mu_lasso(jnp.eye(3), jnp.zeros((0, 3)), 1.0),
+        lasso(jnp.eye(3), jnp.zeros((0, 3)), 1.0),
+    ):
+        assert found.value.shape == (0, 3)
+        assert found.converged.shape == (0,)
