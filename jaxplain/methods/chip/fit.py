@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxplain.methods.chip.importance import ChipImportance
 from jaxplain.methods.chip.options import Gates, Options
 from jaxplain.methods.chip.run import Run
-from jaxplain.methods.chip.solve import ChipStatistics, solve
+from jaxplain.methods.chip.solve import ChipStatistics, check_penalty, solve
 from jaxplain.methods.streaming import Keeper, Progress, Stream
 from jaxplain.model import Model, check_differentiable
 from jaxplain.sharding import check_mesh
@@ -91,6 +91,7 @@ def fit(
         >>> found["conv3"].weights.shape, found["conv3"].path
         ((10, 500), 'linear in the gates up to logits')
     """
+    check_penalty(penalty)
     found = gather(
         model,
         batches,

@@ -86,6 +86,12 @@ class ChipStatistics:
         )
 
 
+def check_penalty(penalty: float) -> None:
+    """Raise ValueError for a penalty that is no share of the largest one."""
+    if not 0 < penalty < 1:
+        raise ValueError(f"penalty is {penalty}; expected a share above 0 and below 1 of λ's range")
+
+
 def solve(
     statistics: ChipStatistics,
     *,
@@ -107,8 +113,7 @@ def solve(
     Raises:
         ValueError: a number is out of range.
     """
-    if not 0 < penalty < 1:
-        raise ValueError(f"penalty is {penalty}; expected a share above 0 and below 1 of λ's range")
+    check_penalty(penalty)
     classes, channels = statistics.corr.shape
     dtype = statistics.corr.dtype
     weights = np.zeros((classes, channels), dtype)

@@ -162,6 +162,15 @@ def test_bad_options_are_refused_by_name(options, message):
         fit(small(), [PICTURES], **given)
 
 
+def test_a_bad_penalty_is_refused_before_a_picture_is_read():
+    def unread():
+        raise AssertionError("a picture was asked for")
+        yield
+
+    with pytest.raises(ValueError, match="penalty is 2"):
+        fit(small(), unread(), "conv2", key=KEY, penalty=2.0)
+
+
 def test_logits_that_are_not_finite_are_an_error_and_not_a_result():
     model = small()
     params = jax.tree.map(lambda leaf: leaf.at[..., 0].set(jnp.nan), model.params)
