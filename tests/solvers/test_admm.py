@@ -282,3 +282,16 @@ def test_bad_arguments_are_refused_by_name(arguments, name):
     # shapes that contradict each other are caught by the signature first, where it is checked
     with pytest.raises((ValueError, TypeError), match=name):
         lasso(**({"gram": gram, "corr": corr, "penalty": 1.0} | arguments))
+
+
+@every_method
+def test_objective_is_never_worse_than_that_of_zero(method):
+    problems, grams, corrs, energies = stacked(range(28))
+    penalties = 0.1 * np.abs(corrs).max(axis=1)
+    data = [jnp.asarray(x) for x in (grams, corrs, penalties)]
+    for steps in (0, 1, 4, 2_000):
+        found = lasso(*data, energy=jnp.asarray(energies), method=method, max_steps=steps)
+        for i, p in enumerate(problems):
+            w = np.asarray(found.value[i])
+            risen = smooth(grams[i], corrs[i], w) + penalties[i] * np.abs(w).sum()
+            assert risen <= 1e-12 * energies[i], p.kind

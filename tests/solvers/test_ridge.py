@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from solver_problems import problem
 
 from jaxplain.solvers import ridge
 from jaxplain.solvers.ridge import ridge_statistics
@@ -176,3 +177,22 @@ def test_gap_bounds_what_the_truth_has_left(apart):
             for w in (fit.value.coef, best)
         ]
         assert left[0] - left[1] <= float(fit.gap) + 1e-12
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_gap_bounds_the_suboptimality_of_two_hundred_awkward_problems(alpha):
+    for seed in range(200):
+        p = problem(seed)
+        fit = ridge(jnp.asarray(p.x), jnp.asarray(p.y), alpha=alpha)
+        assert np.isfinite(fit.value.coef).all()
+        z, y = p.x - p.x.mean(0), p.y - p.y.mean()
+        both = np.concatenate([z, np.sqrt(alpha) * np.eye(z.shape[1])])
+        target = np.concatenate([y, np.zeros(z.shape[1])])
+        best, *_ = np.linalg.lstsq(both, target, rcond=None)
+        mine, other = (
+            np.sum((both @ np.asarray(w) - target) ** 2) / 2 for w in (fit.value.coef, best)
+        )
+        assert mine - other <= float(fit.gap) + 1e-13 * (y @ y), p.kind
+        # Without α, features that depend on each other leave nothing to certify by.
+        regular = alpha > 0 or p.kind in ("plain", "zero target")
+        assert bool(fit.converged) == regular, p.kind

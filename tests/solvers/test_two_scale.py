@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from solver_problems import problem as awkward
 
 from jaxplain.solvers import lasso, two_scale
 
@@ -188,3 +189,24 @@ def test_membership_of_the_wrong_shape_is_refused():
     problem, _ = mint(0)
     with pytest.raises((ValueError, TypeError), match="membership"):
         two_scale(*problem[:4], problem[4].T, **PENALTIES)
+
+
+def test_gap_bounds_the_suboptimality_of_awkward_problems():
+    t = jnp.asarray(np.repeat(np.eye(4), 3, axis=0))
+    reached = 0
+    for seed in range(28):
+        p = awkward(seed)
+        coarse = p.x @ np.asarray(t)
+        stats = (coarse.T @ coarse, coarse.T @ p.y, p.gram, p.corr)
+        problem = (*map(jnp.asarray, stats), t)
+        energy = float(p.y @ p.y)
+        best = two_scale(*problem, **PENALTIES, method="eliminated", energy=energy)
+        optimum = objective(problem, np.asarray(best.value.fine))
+        reached += bool(best.converged)
+        for steps in (0, 3, 40):
+            run = two_scale(
+                *problem, **PENALTIES, method="eliminated", energy=energy, max_steps=steps
+            )
+            above = objective(problem, np.asarray(run.value.fine)) - optimum
+            assert above <= run.gap + 1e-12 * max(energy, 1), p.kind
+    assert reached >= 20
