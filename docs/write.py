@@ -1,4 +1,6 @@
-"""Writes the parts of the documents that the package knows better: its methods and its commands.
+"""Writes what the package knows better: its methods, its commands, and how the methods did.
+
+The leaderboards are those in docs/leaderboard, which `jaxplain evaluate` wrote.
 
 `make docs` runs it; a test fails when a document says something else.
 """
@@ -11,6 +13,7 @@ from typing import Any
 import typer
 
 from jaxplain.cli import app
+from jaxplain.evaluation.leaderboard import Leaderboard
 from jaxplain.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
@@ -82,25 +85,38 @@ def plain(text: str) -> str:
     return re.sub(r"\[/?bold\]", "`", text).strip()
 
 
-def written(page: Path, name: str, content: str) -> str:
-    """The text of a page with `content` between the two marks called `name`."""
-    start, end = START.format(name), END.format(name)
-    before, found, rest = page.read_text().partition(start)
-    _, closed, after = rest.partition(end)
-    if not (found and closed):
-        raise ValueError(f"{page}: the marks {start.strip()} and {end.strip()} are missing")
-    return f"{before}{start}\n{content}\n{end}{after}"
+def leaderboards() -> dict[str, str]:
+    """The tables of the methods' scores: {mark in the README: table}."""
+    return {
+        f"leaderboard {kept.stem}": Leaderboard.from_json(
+            kept.read_text(encoding="utf-8")
+        ).to_markdown()
+        for kept in sorted((ROOT / "docs" / "leaderboard").glob("*.json"))
+    }
+
+
+def written(page: Path, parts: dict[str, str]) -> str:
+    """The text of a page with each part between the two marks of its name."""
+    text = page.read_text(encoding="utf-8")
+    for name, content in parts.items():
+        start, end = START.format(name), END.format(name)
+        before, found, rest = text.partition(start)
+        _, closed, after = rest.partition(end)
+        if not (found and closed):
+            raise ValueError(f"{page}: the marks {start.strip()} and {end.strip()} are missing")
+        text = f"{before}{start}\n{content}\n{end}{after}"
+    return text
 
 
 def pages() -> dict[Path, str]:
     """What the documents should say: {file: text}."""
     readme, cli = ROOT / "README.md", ROOT / "docs" / "cli.md"
     return {
-        readme: written(readme, "methods", methods()),
-        cli: written(cli, "commands", commands()),
+        readme: written(readme, {"methods": methods(), **leaderboards()}),
+        cli: written(cli, {"commands": commands()}),
     }
 
 
 if __name__ == "__main__":
     for page, text in pages().items():
-        page.write_text(text)
+        page.write_text(text, encoding="utf-8")

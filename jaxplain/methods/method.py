@@ -298,7 +298,19 @@ class Method:
         key: jax.Array | None = None,
         layer: str | None = None,
     ) -> Any:
-        """Return all that the function says; see `explain`."""
+        """Return all that the function says, its standard errors and audits too; see `explain`.
+
+        Raises:
+            ValueError: as `explain`.
+
+        Example:
+            >>> from jaxplain import METHODS, load_model
+            >>> said = METHODS["guided_backprop"].run(
+            ...     load_model("digits"), jnp.ones((1, 28, 28, 1)), jnp.array([3])
+            ... )
+            >>> said.attribution.shape, len(said.audit.rows()) > 0
+            ((1, 28, 28, 1), True)
+        """
         if self.gradient:
             check_differentiable(model, self.name)
         options = dict(self.options)
@@ -315,7 +327,13 @@ class Method:
         return self.function(model, images, targets, **options)
 
     def read(self, result: Any, size: Sequence[int]) -> Explanation:
-        """Return what this method reads of a `run`, as maps of a size (H, W)."""
+        """Return what this method reads of a `run`, as maps of a size (H, W).
+
+        Example:
+            >>> from jaxplain import METHODS
+            >>> METHODS["gradient"].read(jnp.ones((1, 4, 4, 3)), (8, 8)).heatmap.shape
+            (1, 8, 8)
+        """
         if self.view is not None:
             result = self.view(result)
         fields = result._asdict() if hasattr(result, "_asdict") else {"heatmap": result}
