@@ -35,7 +35,10 @@ def _forward_and_backward_behind(
 ) -> Any:
     prefix, suffix = jxp.split(model, layer)
     activation = prefix(images)
-    score = lambda a: jnp.take_along_axis(suffix(a), targets[:, None], 1).sum()  # noqa: E731
+
+    def score(activation: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(suffix(activation), targets[:, None], 1).sum()
+
     return activation, jax.grad(score)(activation)
 
 

@@ -121,10 +121,10 @@ def test_the_filter_lets_through_what_looks_like_the_class(model, fresh):
     projected = (features[1] @ fresh.params["deepest"]["kernel"])[0, 0, 0]
     embedding = jnp.stack([100 * projected, -100 * projected, *[0 * projected] * 8])
     params = {**fresh.params, "embedding": {"embedding": embedding}}
-    run = lambda target: masker.apply_masker(  # noqa: E731
-        fresh.network, params, features, jnp.array([target]), (32, 32)
+    opened, closed, half = (
+        masker.apply_masker(fresh.network, params, features, jnp.array([target]), (32, 32))
+        for target in range(3)
     )
-    opened, closed, half = run(0), run(1), run(2)
     assert float(opened.presence[0]) > 10
     assert float(closed.presence[0]) == -float(opened.presence[0])
     assert float(half.presence[0]) == 0
