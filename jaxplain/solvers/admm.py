@@ -96,11 +96,12 @@ def lasso(
 
     With method "admm", Q + ρI is factored once (Cholesky). If that fails, a tiny ridge is added,
     which amounts to a slightly larger ρ and leaves the solution what it is; `Solution.ridge` tells
-    it. If it fails again, or Q proves not to be positive semidefinite in another way, the answer
+    it. If it fails again, or a negative wᵀQw shows that Q is not positive semidefinite, the answer
     is zero, not converged, the gap infinite.
 
     Args:
-        gram: Q, positive semidefinite; (d, d) shared by all problems or (problems, d, d).
+        gram: Q, positive semidefinite, as every Σ w z zᵀ is; what certifies an answer rests on that.
+            (d, d) shared by all problems or (problems, d, d).
         corr: q, (d,) or (problems, d).
         penalty: λ ≥ 0, one for all or one a problem. The number 0 is least squares, of least norm,
             and solved as such; zeros in an array are certified by `energy` or not at all.
