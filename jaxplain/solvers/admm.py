@@ -100,7 +100,7 @@ def lasso(
     is zero, not converged, the gap infinite.
 
     Args:
-        gram: Q, positive semidefinite, as every Σ w z zᵀ is; what certifies an answer rests on that.
+        gram: Q, positive semidefinite, as every Σ w z zᵀ is; the certificate rests on that.
             (d, d) shared by all problems or (problems, d, d).
         corr: q, (d,) or (problems, d).
         penalty: λ ≥ 0, one for all or one a problem. The number 0 is least squares, of least norm,
