@@ -7,8 +7,12 @@ from pathlib import Path
 
 import hypothesis
 import jaxtyping
+import pytest
 
 ROOT = Path(__file__).parent
+
+# Of memory, in a worker's process: half of what Linux allows.
+MOST_MAPS = 32_000
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Sharded code is tested on eight simulated devices; programs that a test starts inherit all this.
@@ -36,6 +40,7 @@ STATED = [
 ]
 jaxtyping.install_import_hook(STATED, "beartype.beartype")
 
+import jax  # noqa: E402
 from jax._src.interpreters import mlir  # noqa: E402
 
 # A program is lowered in an MLIR context of its own, and making that costs more time and memory
@@ -46,3 +51,17 @@ mlir.make_ir_context = functools.cache(mlir.make_ir_context)
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=15)
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=1000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Forgets compiled programs between two files, when there are very many.
+
+    Each one maps memory, and Linux lets a process have 65,530 maps: the whole suite has more, and
+    the process would end. Looking is not free, so only the last test of a file looks.
+    """
+    maps = Path("/proc/self/maps")
+    if nextitem is not None and nextitem.path == item.path or not maps.exists():
+        return
+    if maps.read_text().count("\n") > MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
