@@ -60,7 +60,7 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
     the process would end. Looking is not free, so only the last test of a file looks.
     """
     maps = Path("/proc/self/maps")
-    if nextitem is not None and nextitem.path == item.path or not maps.exists():
+    if (nextitem is not None and nextitem.path == item.path) or not maps.exists():
         return
     if maps.read_text().count("\n") > MOST_MAPS:
         jax.clear_caches()
