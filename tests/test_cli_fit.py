@@ -127,7 +127,7 @@ def test_what_was_selected_explains_and_is_drawn(tmp_path):
         np.testing.assert_allclose(maps["maps/interpretation"][0], expected, rtol=1e-4, atol=1e-5)
 
     flowers = ("explain", "digit.png", "--methods", "interpretation")
-    refused(*flowers, "--features", "own.safetensors", says="are for other weights")
+    refused(*flowers, "--features", "own.safetensors", says="is for other weights")
     for more, says in (
         (("--methods", "gradient"), "has no meaning for gradient: none needs it"),
         (("--methods", "interpretation", "--out", "own.safetensors"), "the file of --features"),
