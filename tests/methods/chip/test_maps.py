@@ -145,7 +145,7 @@ def test_other_weights_have_none_and_say_how_to_get_them():
     model = load_model("digits", weights="random")
     method = METHODS["chip"]
     reason = method.inapplicable(model)
-    assert "those that ship is for other weights" in reason
+    assert "those that ship are for other weights" in reason
     assert "jaxplain fit chip" in reason
     assert "none ship with it" in method.inapplicable(small())
     with pytest.raises(ValueError, match="not known while it is traced"):
