@@ -15,6 +15,7 @@ def check_writable(path: Path | str) -> Path:
 
     Raises:
         IsADirectoryError: a folder has that name.
+        FileExistsError: a device or a pipe has that name: a file would take its place.
         NotADirectoryError: a file stands where a folder is needed.
         PermissionError, OSError: the folder refuses new files.
 
@@ -23,11 +24,8 @@ def check_writable(path: Path | str) -> Path:
         'report.html'
     """
     path = Path(path)
-    if path.is_dir():
-        raise IsADirectoryError(
-            f"cannot write {_shown(path)}: it is a folder; give a file name in it"
-        )
-    folder = path.absolute().parent
+    _check_kind(path)
+    folder = path.resolve().parent
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     if not folder.is_dir():
@@ -47,10 +45,10 @@ def replacing(path: Path | str) -> Iterator[Path]:
     """Yield a temporary file beside `path` that takes its place if the block ends well.
 
     If it does not, or the program is interrupted, what stood at `path` still stands there, and the
-    temporary file is gone.
+    temporary file is gone. A link stays one: what it leads to is replaced.
 
     Raises:
-        OSError: the folder cannot be made or written.
+        OSError: the folder cannot be made or written, or `path` is a folder, a device or a pipe.
 
     Example:
         >>> import tempfile
@@ -60,7 +58,8 @@ def replacing(path: Path | str) -> Iterator[Path]:
         ...     [p.name for p in (Path(folder) / "new").iterdir()]
         ['a.txt']
     """
-    path = Path(path)
+    path = Path(path).resolve()
+    _check_kind(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.parent / _temporary_name()
     try:
@@ -68,6 +67,16 @@ def replacing(path: Path | str) -> Iterator[Path]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _check_kind(path: Path) -> None:
+    """Raise if something has that name that is no file."""
+    if path.is_dir():
+        raise IsADirectoryError(
+            f"cannot write {_shown(path)}: it is a folder; give a file name in it"
+        )
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"cannot write {_shown(path)}: it is a device or a pipe, not a file")
 
 
 def _temporary_name() -> str:

@@ -1,5 +1,7 @@
 """Files appear whole or not at all."""
 
+import os
+
 import pytest
 
 from jaxplain.outputs import check_writable, replacing
@@ -13,6 +15,28 @@ def test_looking_leaves_nothing_behind(tmp_path):
 def test_a_folder_is_no_file_name(tmp_path):
     with pytest.raises(IsADirectoryError, match="it is a folder"):
         check_writable(tmp_path)
+
+
+def test_a_device_or_a_pipe_is_not_replaced(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(FileExistsError, match="a device or a pipe"):
+        check_writable(pipe)
+    with pytest.raises(FileExistsError, match="a device or a pipe"), replacing(pipe):
+        pass
+    assert pipe.is_fifo()
+    assert [p.name for p in tmp_path.iterdir()] == ["pipe"]
+
+
+def test_what_a_link_leads_to_is_written_and_the_link_stays(tmp_path):
+    link, path = tmp_path / "link.html", tmp_path / "there" / "report.html"
+    link.symlink_to(path)
+    for text in ("first", "second"):
+        with replacing(check_writable(link)) as part:
+            part.write_text(text)
+        assert path.read_text() == text
+    assert link.is_symlink()
+    assert [p.name for p in path.parent.iterdir()] == ["report.html"]
 
 
 def test_a_file_is_no_folder(tmp_path):
