@@ -341,12 +341,12 @@ def line_of(
     return standing(name, title, done.measured, labels, done.seconds, key=key, **traits)
 
 
-def digest_of(model: "Model") -> str:
-    """Return a SHA-256 of a model's parameters, in hexadecimal."""
+def digest_of(tree: Any) -> str:
+    """Return a SHA-256 of the arrays of a model, or of any other pytree, in hexadecimal."""
     import jax
 
     found = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(model.params):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.ascontiguousarray(leaf)
         found.update(f"{jax.tree_util.keystr(path)} {array.dtype.str} {array.shape}".encode())
         found.update(array.tobytes())

@@ -84,17 +84,7 @@ def read_prepared(
         ValueError: it has no pictures, labels or classes with names, it cannot be read at random,
             or pictures have several classes and not `multilabel`.
     """
-    folder = data_dir or os.environ.get(FOLDER_VARIABLE)
-    options = {} if folder is None else {"data_dir": os.fspath(folder)}
-    try:
-        builder = builder_from_files(name, **options)
-    except tfds.core.DatasetNotFoundError as error:
-        where = folder or "~/tensorflow_datasets"
-        raise FileNotFoundError(
-            f"data set {name!r} is not in {str(where)!r}; prepare it there with "
-            f"tfds.builder({name!r}, file_format='array_record').download_and_prepare(), or name "
-            f"its folder in ${FOLDER_VARIABLE}"
-        ) from error
+    builder = find_prepared(name, data_dir)
     features = builder.info.features
     if not isinstance(features, tfds.features.FeaturesDict) or IMAGE not in features:
         raise ValueError(f"data set {name!r} has no feature {IMAGE!r}")
@@ -120,6 +110,46 @@ def read_prepared(
     return Data(parts["train"], parts["validation"], parts["test"], names)
 
 
+def find_prepared(name: str, data_dir: str | os.PathLike[str] | None = None) -> Any:
+    """Return TFDS's builder of a prepared data set.
+
+    Args:
+        name: as TFDS calls it.
+        data_dir: as in `read_prepared`.
+
+    Raises:
+        FileNotFoundError: it has not been prepared there.
+    """
+    folder = data_dir or os.environ.get(FOLDER_VARIABLE)
+    options = {} if folder is None else {"data_dir": os.fspath(folder)}
+    try:
+        return builder_from_files(name, **options)
+    except tfds.core.DatasetNotFoundError as error:
+        where = folder or "~/tensorflow_datasets"
+        raise FileNotFoundError(
+            f"data set {name!r} is not in {str(where)!r}; prepare it there with "
+            f"tfds.builder({name!r}, file_format='array_record').download_and_prepare(), or name "
+            f"its folder in ${FOLDER_VARIABLE}"
+        ) from error
+
+
+def read_at_random(builder: Any, split: str) -> tuple[Any, Any]:
+    """Return the examples of a split by number, and the same with pictures left undecoded.
+
+    Raises:
+        ValueError: it was prepared in files that cannot be read at random.
+    """
+    try:
+        source = builder.as_data_source(split=split)
+        undecoded = {IMAGE: tfds.decode.SkipDecoding()}
+        return source, builder.as_data_source(split=split, decoders=undecoded)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"data set {builder.info.full_name!r} cannot be read at random ({error}); prepare it "
+            f"with file_format='array_record'"
+        ) from error
+
+
 def _class_names(name: str, features: Any) -> tuple[str, ...]:
     for candidate in (
         lambda: features["label"],
@@ -138,15 +168,7 @@ def _class_names(name: str, features: Any) -> tuple[str, ...]:
 def _labelled(builder: Any, split: str, classes: int) -> Pictures:
     """One split: pictures still to be read, and labels (n, classes)."""
     name = f"{builder.info.full_name} {split}"
-    try:
-        source = builder.as_data_source(split=split)
-        undecoded = {IMAGE: tfds.decode.SkipDecoding()}
-        examples = builder.as_data_source(split=split, decoders=undecoded)
-    except NotImplementedError as error:
-        raise ValueError(
-            f"data set {builder.info.full_name!r} cannot be read at random ({error}); prepare it "
-            f"with file_format='array_record'"
-        ) from error
+    source, examples = read_at_random(builder, split)
     read = functools.partial(_labels, classes=classes)
     labels = np.stack([read(examples[index]) for index in range(len(examples))])
     return Pictures(PreparedPictures(source, name), labels)

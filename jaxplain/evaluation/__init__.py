@@ -31,13 +31,12 @@ from jaxplain.evaluation.energy import energy_inside
 from jaxplain.evaluation.feedback import PAPER_AREAS, feedback_methods, feedback_table
 from jaxplain.evaluation.grid import grid_energy
 from jaxplain.evaluation.localization import (
-    BoxRule,
     Localization,
-    Tuned,
+    error_interval,
+    judge,
     localize,
     localize_methods,
     localize_true,
-    tune,
 )
 from jaxplain.evaluation.mask_iou import THRESHOLDS, MaskIou, area_under, mask_iou
 from jaxplain.evaluation.normalize import min_max
@@ -48,6 +47,7 @@ from jaxplain.evaluation.results import METRICS, Estimate, Evaluation, MethodRes
 from jaxplain.evaluation.robustness import fast_gradient_sign, rank_correlation
 from jaxplain.evaluation.run import evaluate
 from jaxplain.evaluation.saliency_detection import SaliencyDetection, saliency_detection
+from jaxplain.evaluation.thresholds import BoxRule, Tuned, choose, overlaps, tune
 
 __all__ = [
     "METRICS",
@@ -76,8 +76,10 @@ __all__ = [
     "box_iou",
     "box_occlusion",
     "centre_map",
+    "choose",
     "class_means",
     "energy_inside",
+    "error_interval",
     "evaluate",
     "fast_gradient_sign",
     "feedback_methods",
@@ -85,11 +87,13 @@ __all__ = [
     "grid_energy",
     "heatmap_boxes",
     "insertion_deletion",
+    "judge",
     "localize",
     "localize_methods",
     "localize_true",
     "mask_iou",
     "min_max",
+    "overlaps",
     "pointing_game",
     "random_maps",
     "rank_correlation",

@@ -22,11 +22,11 @@ from jaxtyping import Bool, Float, Int
 from jaxplain.evaluation.bootstrap import class_means
 from jaxplain.evaluation.boxes import box_iou, heatmap_boxes
 from jaxplain.evaluation.energy import energy_inside
-from jaxplain.evaluation.localization import ENOUGH, FRACTIONS
 from jaxplain.evaluation.mask_iou import mask_iou
 from jaxplain.evaluation.perturbation import insertion_deletion
 from jaxplain.evaluation.pointing import pointing_game
 from jaxplain.evaluation.results import Estimate
+from jaxplain.evaluation.thresholds import ENOUGH, FRACTIONS
 from jaxplain.model import Model
 
 FORMAT = "jaxplain.leaderboard/1"

@@ -11,53 +11,28 @@ The network was trained on class labels alone; its explanation of a class is tur
   explained, and only the box is judged. That is the first protocol with the true class as the only
   guess.
 
-The threshold is a choice that decides much: it is searched for on other images (`tune`).
+The threshold is a choice that decides much: it is searched for on other images
+(`jaxplain.evaluation.thresholds`).
 """
 
+import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from jaxplain.evaluation.boxes import box_iou, heatmap_boxes
-
-FRACTIONS = tuple(step / 20 for step in range(1, 20))
-"""Grid for thresholds relative to the maximum: 0.05, 0.1 … 0.95 (CHIP states none)."""
-
-MULTIPLES = tuple(step / 2 for step in range(21))
-"""Grid for thresholds relative to the mean: 0, 0.5 … 10 (Fong and Vedaldi's)."""
-
-ENOUGH = 0.5
-"""IoU from which on a box has found the object."""
-
-
-class BoxRule(NamedTuple):
-    """How a map becomes a box.
-
-    Attributes:
-        threshold: multiple of what `relative_to` says.
-        relative_to: "max" or "mean".
-        part: "largest" connected component or "all" pixels.
-    """
-
-    threshold: float
-    relative_to: str = "max"
-    part: str = "largest"
-
-
-class Tuned(NamedTuple):
-    """The outcome of a search for the threshold.
-
-    Attributes:
-        rule: with the threshold of the smallest error; of several, the middle one.
-        thresholds: (T,) the grid.
-        errors: (T,) share of images whose box misses, at each.
-    """
-
-    rule: BoxRule
-    thresholds: Float[np.ndarray, " t"]
-    errors: Float[np.ndarray, " t"]
+from jaxplain.evaluation.boxes import heatmap_boxes
+from jaxplain.evaluation.results import Estimate
+from jaxplain.evaluation.thresholds import (
+    ENOUGH,
+    BoxRule,
+    Tuned,
+    best_iou,
+    true_boxes,
+    tune,
+)
 
 
 class Localization(NamedTuple):
@@ -75,48 +50,6 @@ class Localization(NamedTuple):
     classification_error: Float[np.ndarray, " k"]
     hits: Bool[np.ndarray, "n k"]
     iou: Float[np.ndarray, "n k"]
-
-
-def tune(
-    heatmaps: Float[np.ndarray, "n h w"],
-    boxes: Sequence[Any] | np.ndarray,
-    *,
-    relative_to: str = "max",
-    part: str = "largest",
-    thresholds: Sequence[float] | None = None,
-) -> Tuned:
-    """Search for the threshold whose boxes miss least often, with the class known.
-
-    Use images that are not those of the final figures.
-
-    Args:
-        heatmaps: (N, H, W) maps of the true class.
-        boxes: for each image its annotated boxes, (M, 4) or (4,).
-        relative_to: as in `heatmap_boxes`.
-        part: as in `heatmap_boxes`.
-        thresholds: the grid; None is `FRACTIONS` or `MULTIPLES`.
-
-    Raises:
-        ValueError: as `heatmap_boxes`; maps and boxes that do not belong together.
-
-    Example:
-        >>> heatmap = np.zeros((1, 8, 8), np.float32)
-        >>> heatmap[0, 2:6, 2:6], heatmap[0, 1, 1] = 1.0, 0.3
-        >>> found = tune(heatmap, [[2, 2, 6, 6]], part="all")
-        >>> found.rule, float(found.errors.min())
-        (BoxRule(threshold=0.5, relative_to='max', part='all'), 0.0)
-    """
-    grid = thresholds or (FRACTIONS if relative_to == "max" else MULTIPLES)
-    truth = _truth(boxes, len(heatmaps))
-    found = heatmap_boxes(heatmaps, grid, relative_to=relative_to, part=part)  # type: ignore[arg-type]
-    best = np.stack([_best_iou(b, t) for b, t in zip(found, truth, strict=True)])
-    errors = (best < ENOUGH).mean(0)
-    # The middle of the best: a threshold at the edge of them is the least to be relied upon.
-    chosen = np.flatnonzero(errors == errors.min())
-    middle = chosen[len(chosen) // 2]
-    return Tuned(
-        BoxRule(float(grid[middle]), relative_to, part), np.asarray(grid, np.float64), errors
-    )
 
 
 def localize(
@@ -159,14 +92,14 @@ def localize(
     ordered = np.sort(guesses, 1)
     if (ordered[:, 1:] == ordered[:, :-1]).any():
         raise ValueError("guesses name a class twice for one image")
-    truth = _truth(boxes, len(maps))
+    truth = true_boxes(boxes, len(maps))
     found = heatmap_boxes(
         maps.reshape(-1, *maps.shape[2:]),
         [rule.threshold],
         relative_to=rule.relative_to,  # type: ignore[arg-type]
         part=rule.part,  # type: ignore[arg-type]
     ).reshape(*guesses.shape, 4)
-    iou = np.stack([_best_iou(b, t) for b, t in zip(found, truth, strict=True)])
+    iou = np.stack([best_iou(b, t) for b, t in zip(found, truth, strict=True)])
     named = guesses == labels[:, None]
     hits = np.logical_or.accumulate(named & (iou >= ENOUGH), 1)
     known = np.logical_or.accumulate(named, 1)
@@ -218,16 +151,64 @@ def localize_true(
         raise ValueError(f"tuning={tuning}; expected from 1 to {len(maps) - 1} of the images")
     if not 1 <= top <= logits.shape[1]:
         raise ValueError(f"top={top}; expected from 1 to {logits.shape[1]}, the number of classes")
-    truth = _truth(boxes, len(maps))
+    truth = true_boxes(boxes, len(maps))
     tuned = tune(maps[:tuning], truth[:tuning], relative_to=relative_to, part=part)
     judged = labels[tuning:]
     known = localize(maps[tuning:, None], judged[:, None], judged, truth[tuning:], tuned.rule)
     guesses = np.argsort(-logits[tuning:], axis=1, kind="stable")[:, :top]
-    named = guesses == judged[:, None]
-    hits = np.logical_or.accumulate(named & known.hits, 1)
+    return tuned, judge(known.iou[:, 0], guesses, judged)
+
+
+def judge(
+    overlap: Float[np.ndarray, " n"],
+    guesses: Int[np.ndarray, "n k"],
+    labels: Int[np.ndarray, " n"],
+) -> Localization:
+    """Return the errors of K guesses an image, from the box of the true class alone.
+
+    Args:
+        overlap: (N,) IoU of the true class's box, at the threshold that was chosen.
+        guesses: (N, K) classes, the likeliest first, all different within an image.
+        labels: (N,) true classes.
+
+    Example:
+        >>> found = judge(np.array([0.6, 0.3]), np.array([[1, 2], [1, 2]]), np.array([2, 1]))
+        >>> found.localization_error.tolist(), found.classification_error.tolist()
+        ([1.0, 0.5], [0.5, 0.0])
+    """
+    named = guesses == labels[:, None]
+    hits = np.logical_or.accumulate(named & (overlap >= ENOUGH)[:, None], 1)
     right = np.logical_or.accumulate(named, 1)
-    iou = np.where(named, known.iou, np.nan)
-    return tuned, Localization(1 - hits.mean(0), 1 - right.mean(0), hits, iou)
+    iou = np.where(named, overlap[:, None], np.nan)
+    return Localization(1 - hits.mean(0), 1 - right.mean(0), hits, iou)
+
+
+def error_interval(errors: Bool[np.ndarray, " n"], *, confidence: float = 0.95) -> Estimate:
+    """Return the share of errors, with Wilson's interval (J. Am. Stat. Assoc. 1927).
+
+    Args:
+        errors: (N,) one an image.
+        confidence: coverage aimed at.
+
+    Raises:
+        ValueError: no image, or a confidence outside (0, 1).
+
+    Example:
+        >>> found = error_interval(np.arange(100) < 30)
+        >>> found.value, round(found.low, 3), round(found.high, 3)
+        (0.3, 0.219, 0.396)
+    """
+    if not len(errors) or not 0 < confidence < 1:
+        raise ValueError(
+            f"{len(errors)} errors at a confidence of {confidence}; expected one at least, and a "
+            "confidence between 0 and 1"
+        )
+    count, share = len(errors), float(np.mean(errors))
+    z = statistics.NormalDist().inv_cdf((1 + confidence) / 2)
+    shrink = 1 + z**2 / count
+    middle = (share + z**2 / (2 * count)) / shrink
+    reach = z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2) / shrink
+    return Estimate(share, max(0.0, middle - reach), min(1.0, middle + reach), count)
 
 
 def localize_methods(
@@ -290,28 +271,3 @@ def localize_methods(
         )
         for name, method in explain.items()
     }
-
-
-def _truth(boxes: Sequence[Any] | np.ndarray, count: int) -> list[np.ndarray]:
-    """Return (M, 4) boxes for each image.
-
-    Raises:
-        ValueError: not as many as images, an image without boxes, a box without area.
-    """
-    truth = [np.atleast_2d(np.asarray(found)) for found in boxes]
-    if len(truth) != count:
-        raise ValueError(f"boxes are given for {len(truth)} images, expected {count}")
-    for number, found in enumerate(truth):
-        if found.ndim != 2 or found.shape[1] != 4 or not len(found):
-            raise ValueError(f"boxes[{number}] has shape {found.shape}, expected (boxes, 4)")
-        if (found[:, 2:] <= found[:, :2]).any():
-            raise ValueError(
-                f"boxes[{number}] holds {found.tolist()}, expected (top, left, bottom, right) with "
-                "bottom below top and right beyond left"
-            )
-    return truth
-
-
-def _best_iou(boxes: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Return the IoU of each box (K, 4) with that of the true ones (M, 4) which it meets best."""
-    return box_iou(boxes[:, None], truth[None]).max(1)

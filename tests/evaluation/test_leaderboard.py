@@ -20,8 +20,8 @@ from jaxplain.evaluation.leaderboard import (
     ranked,
     standing,
 )
-from jaxplain.evaluation.localization import FRACTIONS
 from jaxplain.evaluation.results import Estimate
+from jaxplain.evaluation.thresholds import FRACTIONS
 from jaxplain.model import Model
 
 SIZE = 8

@@ -1,11 +1,19 @@
-"""`jaxplain evaluate`."""
+"""`jaxplain evaluate` and `jaxplain localize`."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from jaxplain.cli.commands.options import EXAMPLES, Chunk, Debug, NoCache, Seed
+from jaxplain.cli.commands.options import (
+    EXAMPLES,
+    Chunk,
+    Debug,
+    FitModel,
+    FitWeights,
+    NoCache,
+    Seed,
+)
 from jaxplain.cli.commands.program import app
 
 
@@ -88,6 +96,113 @@ def evaluate_methods(
             methods=methods,
             count=count,
             costly=costly,
+            out=out,
+            seed=seed,
+            chunk=chunk,
+            cache=not no_cache,
+        )
+    )
+
+
+@app.command(
+    "localize",
+    epilog=EXAMPLES
+    + "jaxplain localize vgg16 --weights imagenet --data tfds:imagenet2012 "
+    + "--annotations CLS-LOC/val --methods grad_cam,saliency,contrastive_excitation_backprop\n\n"
+    + "jaxplain localize vgg16 --weights imagenet --data folder:ILSVRC2012_img_val "
+    + "--annotations CLS-LOC/val --methods chip,refined_chip --chip vgg16.chip.safetensors "
+    + "--count 5000 --out runs/chip",
+)
+def localize_objects(
+    model: FitModel,
+    annotations: Annotated[
+        Path,
+        typer.Option(
+            help="The folder of boxes: ILSVRC2012_val_00000001.xml and so on, as in the "
+            "challenge's Annotations/CLS-LOC/val."
+        ),
+    ],
+    weights: FitWeights = None,
+    data: Annotated[
+        str,
+        typer.Option(
+            help="The pictures: tfds:imagenet2012, prepared on disk, or folder:PATH with the "
+            "challenge's files, all in one folder or in one for each synset."
+        ),
+    ] = "tfds:imagenet2012",
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="Names with commas between, or all but those that take hundreds of passes; "
+            "[bold]jaxplain methods[/bold] lists them."
+        ),
+    ] = "all",
+    layer: Annotated[
+        str | None, typer.Option(help="Layer of the methods that explain one.")
+    ] = None,
+    chip: Annotated[
+        Path | None,
+        typer.Option(help="What [bold]jaxplain fit chip[/bold] wrote, for the CHIP methods."),
+    ] = None,
+    features: Annotated[
+        Path | None,
+        typer.Option(help="What [bold]jaxplain fit features[/bold] wrote, for interpretation."),
+    ] = None,
+    masker: Annotated[
+        Path | None,
+        typer.Option(help="What [bold]jaxplain train masker[/bold] wrote, for real-time saliency."),
+    ] = None,
+    synsets: Annotated[
+        Path | None,
+        typer.Option(
+            help="Synsets of the network's classes in its order, the first word of each line.",
+            show_default="ILSVRC's thousand",
+        ),
+    ] = None,
+    tuning: Annotated[
+        int, typer.Option(min=1, help="Pictures that the thresholds are searched on.")
+    ] = 1000,
+    count: Annotated[
+        int | None,
+        typer.Option(min=1, help="Other pictures to judge.", show_default="all others"),
+    ] = None,
+    whole: Annotated[
+        bool,
+        typer.Option(
+            "--whole",
+            help="Squash whole pictures to the network's input, where it would cut out the middle.",
+        ),
+    ] = False,
+    out: Annotated[
+        Path, typer.Option(help="Folder of the table: localization.md and .json.")
+    ] = Path("localization"),
+    seed: Seed = 0,
+    chunk: Chunk = None,
+    no_cache: NoCache = False,
+    debug: Debug = False,
+) -> None:
+    """Measures how often the box around a method's map finds the object in ILSVRC's pictures.
+
+    Errors of the challenge's protocol: the first guess, the first five, and with the class known.
+    The threshold of the boxes is searched for on pictures kept for it. What is done is kept in
+    OUT/kept: the same command goes on where it was stopped.
+    """
+    del debug
+    from jaxplain.cli.localize import Request, run
+
+    run(
+        Request(
+            data=data,
+            annotations=annotations,
+            model=model,
+            weights=weights,
+            methods=methods,
+            layer=layer,
+            fitted={"chip": chip, "features": features, "masker": masker},
+            synsets=synsets,
+            tuning=tuning,
+            count=count,
+            whole=whole,
             out=out,
             seed=seed,
             chunk=chunk,
