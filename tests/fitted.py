@@ -1,4 +1,4 @@
-"""Methods that need something fitted, bound to what is drawn at random."""
+"""Methods as the tests call them: in few steps, and fitted to what is drawn at random."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxplain.methods import Method, interpretation, masker
+from jaxplain.methods import METHODS, Method, interpretation, masker
 from jaxplain.methods.chip import ChipImportance, Settings
 from jaxplain.methods.interpretation import RelevantFeatures, blocks
 from jaxplain.model import Model
@@ -60,3 +60,16 @@ def fitted(method: Method, model: Model) -> Method:
     bare = dataclasses.replace(model, params=shapes)  # it may be a traced one
     draw = DRAWS.get(method.fit, importances)
     return method.bound(model, draw(bare, classes))
+
+
+FEWER = {"num_samples": 64, "samples": 4, "steps": 8, "inversion_steps": 4, "areas": (0.1, 0.3)}
+
+
+def brief(method: Method) -> Method:
+    """Return a costly method with as few copies as tell standard errors, and a few steps."""
+    fewer = FEWER if method.costly else {}
+    options = tuple((name, fewer.get(name, value)) for name, value in method.options)
+    return dataclasses.replace(method, options=options)
+
+
+BRIEF = {name: brief(method) for name, method in METHODS.items()}
