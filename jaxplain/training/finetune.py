@@ -48,8 +48,11 @@ from jaxplain.training.objectives import Objective, check_labels, find_objective
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FineTuning:
+class FineTuning(Schedule):
     """How to fine-tune a network. It goes into the metadata of the weights.
+
+    How long and how fast is said as in `Schedule`, but a learning rate of 0 stands for 1e-3 where
+    the features stay, else for 1e-4.
 
     Attributes:
         model: a network of `MODELS`.
@@ -61,13 +64,6 @@ class FineTuning:
             "convolutions", all but the dense layers (of VGG, AlexNet and VGG-F; the others have but
             one); "none". Batch norm that stays keeps its statistics.
         image_size: side of the pictures; None for the network's own.
-        epochs: passes over the training pictures, at most.
-        patience: epochs without progress on the validation pictures after which to stop.
-        batch_size: pictures a step; all of them if there are fewer.
-        learning_rate: of AdamW, after a warm-up of `warmup` steps; it falls to a hundredth by half
-            a cosine. 0 stands for 1e-3 where the features stay, else for 1e-4.
-        warmup: steps.
-        weight_decay: of the kernels.
         shift: each training picture is moved by up to so many pixels along each axis.
         flip: half of the training pictures are mirrored.
 
@@ -86,7 +82,6 @@ class FineTuning:
     batch_size: int = 32
     learning_rate: float = 0.0
     warmup: int = 10
-    weight_decay: float = 1e-4
     shift: int = 0
     flip: bool = False
 
@@ -95,13 +90,10 @@ class FineTuning:
         find_objective(self.head)
         if self.freeze not in FREEZE:
             raise ValueError(unknown("freeze", self.freeze, FREEZE))
-        for field, least in (("epochs", 1), ("batch_size", 1), ("patience", 1), ("shift", 0)):
-            if getattr(self, field) < least:
-                raise ValueError(f"{field} is {getattr(self, field)}; expected at least {least}")
         if self.learning_rate == 0:
             object.__setattr__(self, "learning_rate", 1e-3 if self.freeze == "features" else 1e-4)
-        if not 0 < self.learning_rate < float("inf"):
-            raise ValueError(f"learning_rate is {self.learning_rate}; expected above zero")
+        super().__post_init__()
+        self.check_least(shift=0)
 
 
 def fine_tune(
@@ -154,7 +146,7 @@ def fine_tune(
             work["pictures"] = [_fingerprint(part) for part in data[:3]]
             work["parameters"] = _parameters_checksum(loaded)
         learner = _learner(tuning, objective, model, data, store, work, preparing)
-        loop = Loop(learner, Schedule.of(tuning), seed, progress or (lambda _: None))
+        loop = Loop(learner, tuning, seed, progress or (lambda _: None))
         if folder is None:
             state, history = loop.run(None)
         else:

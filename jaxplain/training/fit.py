@@ -23,7 +23,7 @@ from jaxplain.models.lenet import LeNet, fold_batch_norm
 from jaxplain.models.weights.store import Weights
 from jaxplain.preprocessing import Preprocessing
 from jaxplain.training.evidence import find_evidence
-from jaxplain.training.loop import Epoch, Loop, Progress, Schedule, best_epoch
+from jaxplain.training.loop import Epoch, Loop, Progress, best_epoch
 from jaxplain.training.objectives import OBJECTIVES, check_labels
 from jaxplain.training.predict import normalise, predict
 from jaxplain.training.recipes import Recipe, find_recipe, load_data
@@ -119,7 +119,7 @@ def fit(
     _check(data, preprocessing, recipe)
     network = architecture.build(len(data.class_names)).clone(batch_norm=True)
     learner = _Whole(network, recipe, preprocessing, data, seed)
-    loop = Loop(learner, Schedule.of(recipe), seed, progress or (lambda _: None))
+    loop = Loop(learner, recipe, seed, progress or (lambda _: None))
     if checkpoint_dir is None:
         state, history = loop.run(None)
     else:

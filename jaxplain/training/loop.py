@@ -76,7 +76,7 @@ class State(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How long and how fast to train.
+    """How long and how fast to train; every recipe is one.
 
     Attributes:
         epochs: passes over the training pictures, at most.
@@ -86,6 +86,9 @@ class Schedule:
             a cosine.
         warmup: steps.
         weight_decay: of the kernels.
+
+    Raises:
+        ValueError: a number out of range.
     """
 
     epochs: int
@@ -93,12 +96,22 @@ class Schedule:
     batch_size: int
     learning_rate: float
     warmup: int
-    weight_decay: float
+    weight_decay: float = 1e-4
 
-    @classmethod
-    def of(cls, recipe: Any) -> "Schedule":
-        """Return the fields of that name of a recipe."""
-        return cls(**{field.name: getattr(recipe, field.name) for field in dataclasses.fields(cls)})
+    def __post_init__(self) -> None:
+        self.check_least(epochs=1, patience=1, batch_size=1, warmup=0)
+        self.check_above_zero("learning_rate")
+
+    def check_least(self, **least: int) -> None:
+        """Raise ValueError for a field that is less than it may be."""
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least {bound}")
+
+    def check_above_zero(self, name: str) -> None:
+        """Raise ValueError unless a field is above zero, and finite."""
+        if not 0 < getattr(self, name) < float("inf"):
+            raise ValueError(f"{name} is {getattr(self, name)}; expected above zero")
 
 
 @runtime_checkable

@@ -45,17 +45,12 @@ _MEASURED = 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MaskerRecipe:
+class MaskerRecipe(Schedule):
     """How to train a masking network; it goes into the metadata of the masker.
 
+    How long and how fast is said as in `Schedule`.
+
     Attributes:
-        epochs: passes over the training pictures, at most.
-        patience: epochs without progress on the validation pictures after which to stop.
-        batch_size: pictures a step.
-        learning_rate: of AdamW, after a warm-up of `warmup` steps; it falls to a hundredth by half
-            a cosine.
-        warmup: steps.
-        weight_decay: of the kernels.
         absent: share of the pictures that are asked for a class they do not show.
         blurred: share of the pictures that are blurred where the mask is closed; others show a
             colour near grey. Where colour is what decides, a blur hides little: then 0.
@@ -71,22 +66,17 @@ class MaskerRecipe:
     batch_size: int = 16
     learning_rate: float = 3e-3
     warmup: int = 20
-    weight_decay: float = 1e-4
     absent: float = 0.3
     blurred: float = 0.5
     sigma: float = 0.1
     weights: Weights = DEFAULT
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("patience", 1), ("batch_size", 1), ("warmup", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least {least}")
+        super().__post_init__()
         for name in ("absent", "blurred"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a share from 0 to 1")
-        for name, value in (("learning_rate", self.learning_rate), ("sigma", self.sigma)):
-            if not 0 < value < float("inf"):
-                raise ValueError(f"{name} is {value}; expected above zero")
+        self.check_above_zero("sigma")
 
 
 class MaskerResult(NamedTuple):
@@ -163,7 +153,7 @@ def train_masker(
             for name, part in zip(SPLITS, data[:3], strict=True)
         ]
         learner = _Masking(model, begun, recipe, images)
-        loop = Loop(learner, Schedule.of(recipe), seed, progress or (lambda _: None))
+        loop = Loop(learner, recipe, seed, progress or (lambda _: None))
         if folder is None:
             state, history = loop.run(None)
         else:

@@ -4,23 +4,19 @@ import dataclasses
 
 from jaxplain.data.labelled import Data, Pictures
 from jaxplain.names import unknown
+from jaxplain.training.loop import Schedule
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(Schedule):
     """How to train a network. It goes into the metadata of the weights.
+
+    How long and how fast is said as in `Schedule`.
 
     Attributes:
         name: of the recipe and of the network in `MODELS`.
         data: "an8flower/single_6c", "an8flower/double_12c" or "digits".
         images: pictures in the splits, (train, validation, test); None for all there are.
-        epochs: passes over the training pictures, at most.
-        patience: epochs without progress on the validation pictures after which to stop.
-        batch_size: pictures a step.
-        learning_rate: of AdamW, after a warm-up of `warmup` steps; it falls to a hundredth by half
-            a cosine.
-        warmup: steps.
-        weight_decay: of the kernels.
         shift: each training picture is moved by up to so many pixels along each axis.
         noise: deviation of normal noise that each training picture gets, in grey levels of 255.
             Without it nothing holds the weights to frequencies that the pictures do not have, and
@@ -30,27 +26,13 @@ class Recipe:
     name: str
     data: str
     images: tuple[int, int, int] | None
-    epochs: int
-    patience: int
-    batch_size: int
-    learning_rate: float
     warmup: int = 50
-    weight_decay: float = 1e-4
     shift: int = 0
     noise: float = 0.0
 
     def __post_init__(self) -> None:
-        for field, least in (
-            ("epochs", 1),
-            ("batch_size", 1),
-            ("patience", 1),
-            ("shift", 0),
-            ("noise", 0),
-        ):
-            if getattr(self, field) < least:
-                raise ValueError(f"{field} is {getattr(self, field)}; expected at least {least}")
-        if not 0 < self.learning_rate < float("inf"):
-            raise ValueError(f"learning_rate is {self.learning_rate}; expected above zero")
+        super().__post_init__()
+        self.check_least(shift=0, noise=0)
 
 
 _FLOWERS = {"epochs": 5, "patience": 2, "batch_size": 32, "learning_rate": 4e-3}
