@@ -26,14 +26,14 @@ def duration(seconds: float | None) -> str:
     """Return seconds as people read them.
 
     Example:
-        >>> duration(0.00042), duration(0.0123), duration(2.345), duration(None)
-        ('0.4 ms', '12 ms', '2.3 s', '–')
+        >>> duration(0.00042), duration(0.0046), duration(0.0123), duration(2.345)
+        ('0.4 ms', '4.6 ms', '12 ms', '2.3 s')
     """
     if seconds is None:
         return "–"
     if seconds >= 1:
         return f"{seconds:.1f} s"
-    return f"{1000 * seconds:.0f} ms" if seconds >= 0.002 else f"{1000 * seconds:.1f} ms"
+    return f"{1000 * seconds:.0f} ms" if seconds >= 0.01 else f"{1000 * seconds:.1f} ms"
 
 
 def digits(value: float) -> str:

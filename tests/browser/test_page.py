@@ -106,3 +106,17 @@ def test_without_a_script_nothing_is_missing_but_the_controls(browser, page):
         browser.execute_script("return document.querySelector('.map img').checkVisibility()")
         is True
     )
+
+
+@pytest.mark.parametrize("width", [390, 780, 1030, 1156, 1280])
+def test_words_of_the_legend_are_whole_and_the_summary_fits(browser, page, width):
+    show(browser, page, width=width, scheme="light")
+    lines = browser.execute_script(
+        "return [...document.querySelectorAll('.legend-end')].map(end => {"
+        "const range = document.createRange(); range.selectNodeContents(end);"
+        "return [end.textContent, range.getClientRects().length]})"
+    )
+    assert {"against", "in favour", "none", "most"} == {word for word, _ in lines}
+    assert {count for _, count in lines} == {1}
+    table = "document.querySelector('.summary').parentElement"
+    assert browser.execute_script(f"return {table}.scrollWidth - {table}.clientWidth") <= 0
