@@ -15,6 +15,7 @@ from jaxplain.cli.maps import Maps, Task, run_methods
 from jaxplain.cli.pictures import Pictures, read_pictures
 from jaxplain.cli.request import (
     Request,
+    asked_for_all,
     check_layer,
     check_outputs,
     check_weights,
@@ -52,9 +53,7 @@ def run(request: Request) -> None:
     began = time.perf_counter()
     check_outputs(request)
     chosen = choose_methods(request.methods, METHODS)
-    all_asked = request.methods.strip() == "all"
-    if all_asked:
-        chosen = [method for method in chosen if not method.costly]
+    all_asked = asked_for_all(request.methods)
     name = request.model or DEFAULT_MODEL
     check_weights(name, request.weights)
     compilation.keep(option=request.cache)
@@ -84,7 +83,8 @@ def run(request: Request) -> None:
         forgiving=all_asked,
     )
     if all_asked:
-        skipped = {**skipped, **left_out(METHODS.values())}
+        named = [method.name for method in chosen]
+        skipped |= left_out(method for method in METHODS.values() if method.name not in named)
     count = len(pictures.names)
     section = Section(
         title=model.name or name,

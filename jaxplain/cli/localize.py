@@ -24,7 +24,7 @@ from jaxplain.cli.explain import load, with_fitted
 from jaxplain.cli.leaderboard import digest_of, kept_path, versions
 from jaxplain.cli.localization_table import Board, Line, show
 from jaxplain.cli.maps import Task, run_batch
-from jaxplain.cli.request import check_layer, check_weights, choose_methods
+from jaxplain.cli.request import asked_for_all, check_layer, check_weights, choose_methods
 from jaxplain.outputs import check_writable, replacing
 
 if TYPE_CHECKING:
@@ -128,9 +128,8 @@ def run(request: Request) -> None:
     files = {kind: request.out / f"localization.{kind}" for kind in ("md", "json")}
     for path in (*files.values(), request.out / "kept" / "method.npz"):
         check_writable(path)
-    everything = request.methods.strip() == "all"
+    everything = asked_for_all(request.methods)
     chosen = choose_methods(request.methods, METHODS)
-    chosen = [method for method in chosen if not (everything and method.costly)]
     check_weights(request.model, request.weights)
     synsets = None if request.synsets is None else read_synsets(request.synsets)
     data = open_ilsvrc(request.data, request.annotations, synsets)

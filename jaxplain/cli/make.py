@@ -1,15 +1,11 @@
 """`jaxplain data build` and `jaxplain train`: the data sets and the classifiers, made anew."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from jaxplain.cli import compilation
 from jaxplain.cli.console import note, progress, say
-from jaxplain.outputs import check_writable
+from jaxplain.cli.train import SUFFIX, find_place, teller
 from jaxplain.report import duration, percent
-
-if TYPE_CHECKING:
-    from jaxplain.training import Progress
 
 
 def build_flowers(
@@ -60,7 +56,7 @@ def train_classifier(
     *,
     data: str | None = None,
     pictures: int | None = None,
-    out: Path,
+    out: Path | None,
     checkpoints: Path | None,
     epochs: int | None,
     batch_size: int | None,
@@ -79,9 +75,7 @@ def train_classifier(
     from jaxplain.training import find_recipe, in_memory, open_data, train
 
     find_recipe(name)
-    check_writable(out)
-    if checkpoints is not None:
-        check_writable(checkpoints / "state")
+    path = find_place(out, f"{name}{SUFFIX}", checkpoints)
     compilation.keep(option=cache)
     note(f"{name}: preparing the pictures")
     own = None
@@ -89,14 +83,6 @@ def train_classifier(
         named = open_data(data, pictures=pictures, seed=seed)
         own = in_memory(named, find_architecture(name).preprocessing)
     with progress(0) as advance:
-
-        def show(now: "Progress") -> None:
-            text = f"{name}: loss {now.loss:.3f}"
-            if now.history:
-                best = max(epoch.validation_score for epoch in now.history)
-                text += f", {percent(best)} of the validation pictures right"
-            advance(text, done=now.step, total=now.steps)
-
         result = train(
             name,
             data=own,
@@ -106,11 +92,18 @@ def train_classifier(
             batch_size=batch_size,
             learning_rate=learning_rate,
             checkpoint_dir=checkpoints,
-            progress=show,
+            progress=teller(
+                advance,
+                name,
+                lambda done: (
+                    f"{percent(max(epoch.validation_score for epoch in done))} of the validation "
+                    "pictures right"
+                ),
+            ),
         )
-    store.save(out, result.weights)
+    store.save(path, result.weights)
     say(
         f"{name}: {percent(result.score)} of the test pictures right after "
         f"{len(result.history)} epochs, {duration(result.seconds)}"
     )
-    say(out)
+    say(path)

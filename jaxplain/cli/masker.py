@@ -1,15 +1,12 @@
 """`jaxplain train masker`: a network that masks what a classifier needs, in one forward run."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jaxplain.cli import compilation
-from jaxplain.cli.console import note, progress, say
-from jaxplain.outputs import check_writable
+from jaxplain.cli.console import progress, say
+from jaxplain.cli.train import SUFFIX, find_place, tell_counts, teller
 from jaxplain.report import duration, percent
-
-if TYPE_CHECKING:
-    from jaxplain.training import Progress
 
 FLOWERS = "an8flower/"
 
@@ -53,12 +50,7 @@ def train_masking(
         raise ValueError(
             "--model is missing; expected the classifier that the masker is to explain"
         )
-    path = out or Path()
-    if path.is_dir():
-        path = path / f"{Path(model).stem}.masker.safetensors"
-    check_writable(path)
-    if checkpoints is not None:
-        check_writable(checkpoints / "state")
+    path = find_place(out, f"{Path(model).stem}.masker{SUFFIX}", checkpoints)
     source = named_data(model, data)
     given = {name: value for name, value in settings.items() if value is not None}
     # The colour of a flower survives every blur: there, closed masks show none.
@@ -68,17 +60,8 @@ def train_masking(
     classifier = load_model(model, weights)
     # A picture may have any labels: none are looked at.
     opened = open_data(source, multilabel=True, pictures=pictures, seed=seed)
-    counts = ", ".join(f"{len(part.images):,}" for part in opened[:3])
-    note(f"{model}: {counts} pictures to learn, choose and test by")
+    tell_counts(model, opened)
     with progress(0) as advance:
-
-        def show(now: "Progress") -> None:
-            text = f"masker of {model}: loss {now.loss:.3f}"
-            if now.history:
-                best = min(epoch.validation_loss for epoch in now.history)
-                text += f", validation {best:.3f}"
-            advance(text, done=now.step, total=now.steps)
-
         result = train_masker(
             classifier,
             opened,
@@ -86,7 +69,11 @@ def train_masking(
             source=source,
             seed=seed,
             checkpoint_dir=checkpoints,
-            progress=show,
+            progress=teller(
+                advance,
+                f"masker of {model}",
+                lambda done: f"validation {min(epoch.validation_loss for epoch in done):.3f}",
+            ),
         )
     masker.save(path, result.masker)
     found = result.figures

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from jaxplain.model import Model
 
 
+ALL = "all"
+"""The word for all methods but those that take hundreds of passes."""
+
+
 @dataclass(frozen=True)
 class Request:
     """What the user asked for; see `jaxplain explain --help`.
@@ -62,9 +66,10 @@ def check_outputs(request: Request) -> None:
 
 
 def choose_methods(text: str, known: Mapping[str, "Method"]) -> list["Method"]:
-    """Return the methods that `text` names: "all", or names with commas between.
+    """Return the methods that `text` names, with commas between.
 
-    The variants of one function can be named together: mint is mint_coarse and mint_fine.
+    The variants of one function can be named together: mint is mint_coarse and mint_fine. "all"
+    names those that do not take hundreds of passes.
 
     Raises:
         ValueError: unknown names, all of them told; or no name at all.
@@ -73,9 +78,10 @@ def choose_methods(text: str, known: Mapping[str, "Method"]) -> list["Method"]:
         >>> from jaxplain import METHODS
         >>> [method.name for method in choose_methods("lime,mint", METHODS)]
         ['lime', 'mint_coarse', 'mint_fine']
+        >>> chosen = choose_methods("all, lime", METHODS)
+        >>> [method.name for method in chosen if method.costly]
+        ['lime']
     """
-    if text.strip() == "all":
-        return list(known.values())
     asked = (name.strip() for name in text.split(",") if name.strip())
     names = list(dict.fromkeys(each for name in asked for each in _variants(name, known)))
     if not names:
@@ -94,10 +100,22 @@ def choose_methods(text: str, known: Mapping[str, "Method"]) -> list["Method"]:
 
 
 def _variants(name: str, known: Mapping[str, "Method"]) -> list[str]:
-    """The methods that are called `name_...` if they are one function's, else the name itself."""
+    """What a name stands for: itself, all, or what is called `name_...` if it is one function's."""
+    if name == ALL:
+        return [each for each, method in known.items() if not method.costly]
     found = [each for each in known if each.startswith(f"{name}_")]
     alike = len({known[each].function for each in found}) == 1
     return found if name not in known and alike else [name]
+
+
+def asked_for_all(text: str) -> bool:
+    """Say whether "all" is among the names of methods.
+
+    Example:
+        >>> asked_for_all("lime, all"), asked_for_all("lime")
+        (True, False)
+    """
+    return ALL in (name.strip() for name in text.split(","))
 
 
 def left_out(methods: Iterable["Method"]) -> dict[str, str]:

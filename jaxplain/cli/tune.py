@@ -2,17 +2,12 @@
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jaxplain.cli import compilation
-from jaxplain.cli.console import note, progress, say
-from jaxplain.outputs import check_writable
+from jaxplain.cli.console import progress, say
+from jaxplain.cli.train import SUFFIX, find_place, tell_counts, teller
 from jaxplain.report import duration, percent
-
-if TYPE_CHECKING:
-    from jaxplain.training import Progress
-
-SUFFIX = ".safetensors"
 
 
 def model_in(weights: str | None) -> str | None:
@@ -65,36 +60,31 @@ def tune_classifier(
         )
     given = {name: value for name, value in settings.items() if value is not None}
     tuning = FineTuning(model=model, data=data, **(_begin(model) | given))
-    path = _place(out, model, data)
-    check_writable(path)
+    path = find_place(out, _named(model, data), checkpoints)
     if path.exists() and path.resolve() == Path(tuning.weights).resolve():
         raise ValueError(f"--out {str(path)!r} is the file of weights, which it would replace")
-    if checkpoints is not None:
-        check_writable(checkpoints / "state")
     compilation.keep(option=cache)
     several = tuning.head == "multilabel"
     opened = open_data(data, multilabel=several, pictures=pictures, seed=seed)
-    counts = ", ".join(f"{len(part.labels):,}" for part in opened[:3])
-    note(f"{len(opened.class_names)} classes; {counts} pictures to learn, choose and test by")
+    tell_counts(f"{len(opened.class_names)} classes", opened)
     unit = "mean average precision" if several else "right"
     with progress(0) as advance:
 
         def prepared(done: int, total: int) -> None:
             advance("what stays of the network sees each picture once", done=done, total=total)
 
-        def show(now: "Progress") -> None:
-            text = f"{model}: loss {now.loss:.3f}"
-            if now.history:
-                best = max(epoch.validation_score for epoch in now.history)
-                text += f", validation {percent(best)} {unit}"
-            advance(text, done=now.step, total=now.steps)
-
         result = fine_tune(
             tuning,
             opened,
             seed=seed,
             checkpoint_dir=checkpoints,
-            progress=show,
+            progress=teller(
+                advance,
+                model,
+                lambda done: (
+                    f"validation {percent(max(epoch.validation_score for epoch in done))} {unit}"
+                ),
+            ),
             preparing=prepared,
         )
     store.save(path, result.weights)
@@ -113,10 +103,7 @@ def _begin(model: str) -> dict[str, Any]:
     return {"weights": known[0]} if known else {}
 
 
-def _place(out: Path | None, model: str, data: str) -> Path:
-    """The file to write."""
+def _named(model: str, data: str) -> str:
+    """What the file of weights is called unless the user says so."""
     words = re.findall(r"[A-Za-z0-9]+", data.rstrip("/").rpartition("/")[2].rpartition(":")[2])
-    name = "-".join([model, *words]) + SUFFIX
-    if out is None:
-        return Path(name)
-    return out / name if out.is_dir() else out
+    return "-".join([model, *words]) + SUFFIX

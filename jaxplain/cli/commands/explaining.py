@@ -6,11 +6,12 @@ from typing import Annotated
 import typer
 
 from jaxplain.cli.commands.options import EXAMPLES, Chunk, Debug, NoCache, Seed
-from jaxplain.cli.commands.program import app
+from jaxplain.cli.commands.program import Command, app
 
 
 @app.command(
     "explain",
+    cls=Command,
     epilog=EXAMPLES
     + "jaxplain explain photo.jpg --model vgg16 --weights imagenet\n\n"
     + "jaxplain explain *.jpg --model resnet50 --weights imagenet --methods grad_cam,occlusion "
@@ -22,7 +23,7 @@ def explain_pictures(
     images: Annotated[
         list[Path],
         typer.Argument(
-            metavar="IMAGE...",
+            metavar="IMAGE",
             help="Pictures: PNG or JPEG, any size, grey or in colour, EXIF-rotated or not.",
         ),
     ],
@@ -45,8 +46,8 @@ def explain_pictures(
     methods: Annotated[
         str,
         typer.Option(
-            help="Names with commas between, or all but those that take hundreds of passes; "
-            "[bold]jaxplain methods[/bold] lists them."
+            help="Names with commas between; all is every one but those that take hundreds of "
+            "passes. [bold]jaxplain methods[/bold] lists them."
         ),
     ] = "all",
     target: Annotated[
@@ -117,7 +118,9 @@ def explain_pictures(
 
 
 @app.command(
-    "demo", epilog=EXAMPLES + "jaxplain demo\n\njaxplain demo --out /tmp/demo.html --flowers 600"
+    "demo",
+    cls=Command,
+    epilog=EXAMPLES + "jaxplain demo\n\njaxplain demo --out /tmp/demo.html --flowers 600",
 )
 def make_demo(
     out: Annotated[Path, typer.Option(help="The report.")] = Path("demo/report.html"),

@@ -20,11 +20,12 @@ from jaxplain.cli.commands.options import (
     Processes,
     Seed,
 )
-from jaxplain.cli.commands.program import fit_app
+from jaxplain.cli.commands.program import Command, fit_app
 
 
 @fit_app.command(
     "chip",
+    cls=Command,
     epilog=EXAMPLES
     + "jaxplain fit chip an8flower-single-6c\n\n"
     + "jaxplain fit chip vgg16 --weights imagenet --data tfds:imagenet2012 "
@@ -118,6 +119,7 @@ def fit_channels(
 
 @fit_app.command(
     "features",
+    cls=Command,
     epilog=EXAMPLES
     + "jaxplain fit features an8flower-single-6c --mu 5 --montage flowers.png\n\n"
     + "jaxplain fit features digits --data tfds:mnist\n\n"

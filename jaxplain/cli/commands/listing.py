@@ -5,10 +5,14 @@ from typing import Annotated
 import typer
 
 from jaxplain.cli.commands.options import EXAMPLES, Debug
-from jaxplain.cli.commands.program import app
+from jaxplain.cli.commands.program import Command, app
 
 
-@app.command("models", epilog=EXAMPLES + "jaxplain models\n\njaxplain models an8flower-single-6c")
+@app.command(
+    "models",
+    cls=Command,
+    epilog=EXAMPLES + "jaxplain models\n\njaxplain models an8flower-single-6c",
+)
 def list_models(
     name: Annotated[str | None, typer.Argument(help="One classifier: its layers in full.")] = None,
     debug: Debug = False,
@@ -25,6 +29,7 @@ def list_models(
 
 @app.command(
     "methods",
+    cls=Command,
     epilog=EXAMPLES + "jaxplain methods\n\njaxplain explain photo.jpg --methods grad_cam,occlusion",
 )
 def list_methods(debug: Debug = False) -> None:

@@ -15,8 +15,8 @@ NoCache = Annotated[
     bool,
     typer.Option(
         "--no-cache",
-        help="Do not keep compiled programs for the next run. "
-        "JAXPLAIN_COMPILATION_CACHE=off does the same.",
+        help="Do not keep compiled programs for the next run, as where "
+        "JAXPLAIN_COMPILATION_CACHE is off.",
     ),
 ]
 Seed = Annotated[

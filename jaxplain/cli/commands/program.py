@@ -4,12 +4,13 @@ What the user can mend (`FAILURES`) becomes one line on standard error and exit 
 shows the traceback instead.
 """
 
+import inspect
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from jaxplain.cli.commands.options import Debug, Version
 from jaxplain.cli.console import complain
@@ -22,6 +23,15 @@ UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 # What becomes one line: what the user can mend, a library that is missing, and too little memory
 # (JAX raises a RuntimeError then).
 FAILURES = (ValueError, TypeError, OSError, ImportError, MemoryError, RuntimeError)
+
+
+class Command(TyperCommand):
+    """A command whose help is as wide as the terminal, whatever the lines of its docstring."""
+
+    def __init__(self, *args: Any, help: str | None = None, **options: Any) -> None:  # noqa: A002
+        paragraphs = inspect.cleandoc(help or "").split("\n\n")
+        flowing = "\n\n".join(" ".join(part.split()) for part in paragraphs)
+        super().__init__(*args, help=flowing, **options)
 
 
 class Group(TyperGroup):

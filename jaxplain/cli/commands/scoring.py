@@ -14,11 +14,12 @@ from jaxplain.cli.commands.options import (
     NoCache,
     Seed,
 )
-from jaxplain.cli.commands.program import app
+from jaxplain.cli.commands.program import Command, app
 
 
 @app.command(
     "evaluate",
+    cls=Command,
     epilog=EXAMPLES
     + "jaxplain evaluate --data an8flower/single_6c --methods all\n\n"
     + "jaxplain evaluate --data an8flower/double_12c --methods grad_cam,occlusion --count 600",
@@ -106,6 +107,7 @@ def evaluate_methods(
 
 @app.command(
     "localize",
+    cls=Command,
     epilog=EXAMPLES
     + "jaxplain localize vgg16 --weights imagenet --data tfds:imagenet2012 "
     + "--annotations CLS-LOC/val --methods grad_cam,saliency,contrastive_excitation_backprop\n\n"

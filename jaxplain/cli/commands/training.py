@@ -7,11 +7,12 @@ from typing import Annotated, Any
 import typer
 
 from jaxplain.cli.commands.options import EXAMPLES, Debug, NoCache, Seed
-from jaxplain.cli.commands.program import app, data_app
+from jaxplain.cli.commands.program import Command, app, data_app
 
 
 @app.command(
     "train",
+    cls=Command,
     epilog=EXAMPLES
     + "jaxplain train an8flower-single-6c --seed 1 --checkpoints runs/single --out own.safetensors"
     + "\n\njaxplain train digits --data tfds:mnist --out mnist.safetensors"
@@ -118,6 +119,16 @@ def train_model(
     The same command gives the same weights, interrupted or not.
     """
     del debug
+    work: dict[str, Any] = {
+        "out": out,
+        "checkpoints": checkpoints,
+        "pictures": pictures,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "seed": seed,
+        "cache": not no_cache,
+    }
     settings = {
         "head": head,
         "freeze": freeze,
@@ -128,42 +139,19 @@ def train_model(
         "patience": patience,
     }
     if name == "masker":
-        unused = {"head": head, "freeze": freeze, "image_size": image_size, "shift": shift}
-        refuse("a masker", {**unused, "flip": flip or None}, "the classifier stays as it is")
+        own = ("weights", "patience")
+        unused = {key: value for key, value in settings.items() if key not in own}
+        refuse("a masker", unused, "the classifier stays as it is")
         from jaxplain.cli.masker import train_masking
         from jaxplain.cli.tune import model_in
 
-        train_masking(
-            model or model_in(weights),
-            data,
-            weights=weights,
-            out=out,
-            checkpoints=checkpoints,
-            pictures=pictures,
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            patience=patience,
-            seed=seed,
-            cache=not no_cache,
-        )
+        chosen = model or model_in(weights)
+        train_masking(chosen, data, weights=weights, patience=patience, **work)
         return
     if name is None:
         from jaxplain.cli.tune import tune_classifier
 
-        tune_classifier(
-            model,
-            data,
-            out=out,
-            checkpoints=checkpoints,
-            pictures=pictures,
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            seed=seed,
-            cache=not no_cache,
-            **settings,
-        )
+        tune_classifier(model, data, **work, **settings)
         return
     refuse(
         name,
@@ -173,20 +161,7 @@ def train_model(
     )
     from jaxplain.cli.make import train_classifier
 
-    if out is not None and out.is_dir():
-        out = out / f"{name}.safetensors"
-    train_classifier(
-        name,
-        data=data,
-        pictures=pictures,
-        out=out or Path(f"{name}.safetensors"),
-        checkpoints=checkpoints,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        seed=seed,
-        cache=not no_cache,
-    )
+    train_classifier(name, data=data, **work)
 
 
 def refuse(name: str, options: Mapping[str, Any], instead: str, *, how: str = "anew") -> None:
@@ -201,6 +176,7 @@ def refuse(name: str, options: Mapping[str, Any], instead: str, *, how: str = "a
 
 @data_app.command(
     "build",
+    cls=Command,
     epilog=EXAMPLES
     + "jaxplain data build single_6c\n\n"
     + "jaxplain data build double_12c --folder data --train 100 --validation 10 --test 10",
