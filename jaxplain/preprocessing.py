@@ -37,6 +37,8 @@ class Preprocessing:
         std: standard deviation of each channel, as `mean`.
         resize: length in pixels to which the shorter side is brought before the centre of `size` is
             cut out; None to bring the whole picture straight to `size`.
+        keep_aspect: whether `resize` keeps the proportions of a picture; if not, each side of it is
+            brought to the same multiple of that side of `size`, and squares become oblong.
         interpolation: "nearest", "bilinear" or "bicubic" (the latter two antialiased).
         order: "RGB" or "BGR": the order of the channels of the network's input.
         scale: a last factor; 255 for networks in Caffe's units.
@@ -62,6 +64,7 @@ class Preprocessing:
     interpolation: str = "bilinear"
     order: str = "RGB"
     scale: float = 1.0
+    keep_aspect: bool = True
 
     def __post_init__(self) -> None:
         for field, value in _checked(dataclasses.asdict(self)).items():
@@ -126,7 +129,7 @@ class Preprocessing:
         h, w = picture.shape[:2]
         if self.resize is None:
             image = image.resize((width, height), sampling)
-        elif max(h, w) <= LONGEST * min(h, w):
+        elif max(h, w) <= LONGEST * min(h, w) or not self.keep_aspect:
             whole, (top, left) = self._resized(h, w)
             image = image.resize((whole[1], whole[0]), sampling)
             image = image.crop((left, top, left + width, top + height))
@@ -223,9 +226,10 @@ class Preprocessing:
     def _resized(self, h: int, w: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """The size of the resized picture, and where the crop begins in it."""
         assert self.resize is not None
-        short = min(h, w)
         # torchvision truncates the longer side and rounds the corner, halves to even.
-        tall, wide = (self.resize if n == short else int(self.resize * n / short) for n in (h, w))
+        sides = (h, w) if self.keep_aspect else self.size
+        short = min(sides)
+        tall, wide = (self.resize if n == short else int(self.resize * n / short) for n in sides)
         return (tall, wide), (round((tall - self.size[0]) / 2), round((wide - self.size[1]) / 2))
 
     def to_json(self) -> str:
@@ -277,6 +281,8 @@ def _checked(fields: Mapping[str, Any]) -> dict[str, Any]:
                 f"resize is {fields['resize']!r}; expected None or a whole number of at least "
                 f"{int(max(size))}, the longer side of size"
             )
+    if not isinstance(fields["keep_aspect"], bool):
+        raise ValueError(f"keep_aspect is {fields['keep_aspect']!r}; expected True or False")
     for field, known in (("interpolation", INTERPOLATIONS), ("order", ORDERS)):
         if fields[field] not in known:
             raise ValueError(unknown(field, str(fields[field]), known))

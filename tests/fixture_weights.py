@@ -19,14 +19,16 @@ def fixture(name: str, shape: tuple[int, ...]) -> np.ndarray:
         return np.zeros(shape, np.int64)
     if len(shape) > 1:
         deviation = np.sqrt(2 / np.prod(shape[1:], dtype=int))
-        values = deviation * draw.standard_normal(shape, np.float32)
+        values = draw.standard_normal(shape, np.float32)
+        # The product is rounded once, as if it had been made in float64.
+        np.multiply(values, deviation, out=values, casting="same_kind")
     elif leaf == "running_var":
         values = draw.uniform(0.5, 1.5, shape)
     elif leaf == "weight":
         values = draw.uniform(0.3, 0.7, shape)
     else:
         values = (0.1 if leaf == "running_mean" else 0.05) * draw.standard_normal(shape)
-    return values.astype(np.float32)
+    return values.astype(np.float32, copy=False)
 
 
 class FixtureTensor:

@@ -11,9 +11,9 @@ import numpy as np
 from fixture_weights import FixtureTensor
 from flax import traverse_util
 
-from jaxplain.models import alexnet, inception, resnet, vgg
+from jaxplain.models import alexnet, inception, resnet, vgg, zoo
 from jaxplain.models.network import Network
-from jaxplain.models.weights.fill import fill, torch_plan, variable_shapes
+from jaxplain.models.weights.fill import Slot, fill, torch_plan, variable_shapes
 
 NETWORKS: dict[str, Network] = {
     "alexnet": alexnet.AlexNet(),
@@ -57,6 +57,13 @@ RENAMED = {
 
 TOLERANCE = 1e-4
 
+# The side of the smallest images that leave each layer of a network some positions.
+SIZES = {a.name: 32 if a.name.startswith("vgg") else 33 for a in zoo.ARCHITECTURES} | {
+    "alexnet": 63,
+    "vgg_f": 43,
+    "inception_v3": 75,
+}
+
 
 @functools.cache
 def goldens() -> dict[str, np.ndarray]:
@@ -68,8 +75,26 @@ def goldens() -> dict[str, np.ndarray]:
 def variables_of(network: Network) -> Any:
     shapes = variable_shapes(network)
     plan = torch_plan(network, shapes, {})
+    shared = {path: _drawn(slot.name, path) for path, slot in plan.items() if is_shared(path, slot)}
+    plan = {path: slot for path, slot in plan.items() if path not in shared}
     tensors = {slot.name: FixtureTensor(slot.name, slot.shape) for slot in plan.values()}
-    return fill(plan, shapes, tensors, source="the fixture")
+    filled = traverse_util.flatten_dict(fill(plan, shapes, tensors, source="the fixture"))
+    return traverse_util.unflatten_dict(filled | shared)
+
+
+def is_shared(path: tuple[str, ...], slot: Slot) -> bool:
+    """Whether this is the dense layer of a hundred million weights that all VGGs have."""
+    return path == ("params", "fc6", "kernel") and slot.shape == (4096, 25088)
+
+
+@functools.lru_cache(maxsize=1)
+def _drawn(name: str, path: tuple[str, ...]) -> jax.Array:
+    shapes = variable_shapes(NETWORKS["vgg16"])
+    slot = torch_plan(NETWORKS["vgg16"], shapes, {})[path]
+    assert slot.name == name
+    tensors = {name: FixtureTensor(name, slot.shape)}
+    filled = fill({path: slot}, shapes, tensors, source="the fixture")
+    return traverse_util.flatten_dict(filled)[path]
 
 
 def photographs(size: int) -> jax.Array:
@@ -82,7 +107,8 @@ def errors(name: str) -> dict[str, float]:
     """Return the relative error of the logits and of every recorded activation of a network."""
     network, reference = NETWORKS[name], goldens()
     images = photographs(299 if name == "inception_v3" else 224)
-    logits, layers = jax.jit(functools.partial(tapped, network))(variables_of(network), images)
+    # Not compiled as a whole: layers of one shape share what is compiled, in all networks.
+    logits, layers = tapped(network, variables_of(network), images)
     found = {"logits": relative(logits, reference[f"{name}/logits"])}
     prefix = f"{name}/act/"
     for key in reference:

@@ -134,9 +134,22 @@ def test_grey_and_colour_pictures_fit_grey_and_colour_networks():
     assert np.abs(p1(colour)[..., 0] * 255 - luma).max() <= 0.51
 
 
-@given(st.integers(1, 90), st.integers(1, 90), st.sampled_from([None, 16, 23]))
-def test_any_size_gives_a_finite_input_and_a_region_inside(h, w, resize):
-    p = Preprocessing((16, 12), **PLAIN, resize=resize)
+@pytest.mark.parametrize(("size", "whole"), [((20, 20), (25, 25)), ((20, 24), (25, 30))])
+def test_without_proportions_each_side_is_resized_for_itself(size, whole):
+    picture = noise(50, 31)
+    p = Preprocessing(size, **PLAIN, resize=25, keep_aspect=False)
+    rows, columns = triangle_weights(50, whole[0]), triangle_weights(31, whole[1])
+    resized = np.einsum("yh,hwc,xw->yxc", rows, picture / 255, columns)
+    top, left = round((whole[0] - size[0]) / 2), round((whole[1] - size[1]) / 2)
+    expected = resized[top : top + size[0], left : left + size[1]]
+    assert np.abs(p(picture) - expected).max() <= 1.01 / 255
+    # Four fifths of each side, but for the rounding of the corner.
+    assert p.region((50, 30))[2:] == (40, 24)
+
+
+@given(st.integers(1, 90), st.integers(1, 90), st.sampled_from([None, 16, 23]), st.booleans())
+def test_any_size_gives_a_finite_input_and_a_region_inside(h, w, resize, keep_aspect):
+    p = Preprocessing((16, 12), **PLAIN, resize=resize, keep_aspect=keep_aspect)
     x = p(noise(h, w))
     assert x.shape == (16, 12, 3)
     assert x.dtype == np.float32
@@ -207,6 +220,7 @@ def test_json_round_trip_is_equal_and_hashes_alike(size, mean, resize, interpola
         ("scale", -1.0, "scale is -1.0"),
         ("resize", 10, "resize is 10; .*at least 16"),
         ("resize", 16.5, "resize is 16.5"),
+        ("keep_aspect", 1, "keep_aspect is 1; expected True or False"),
         ("interpolation", "bilinar", "nearest: bilinear"),
         ("order", "GBR", "unknown order 'GBR'"),
         ("sice", [4, 4], "unknown preprocessing field 'sice'; nearest: size"),

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import math
+import operator
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -89,7 +90,7 @@ def load_model(
     Raises:
         ValueError: an unknown name, weights that do not fit (all tensors that do not are listed),
             another number of classes than theirs, or pictures too small for the network.
-        TypeError: weights that are nothing of the above.
+        TypeError: weights that are nothing of the above; sizes that are no whole numbers.
         OSError: the file is missing or cannot be read, or a download failed.
 
     Warns:
@@ -103,19 +104,20 @@ def load_model(
     if weights is None and _is_file(name):
         name, weights = architecture_in(name), name
     architecture = find_architecture(os.fspath(name))
-    if num_classes is not None and num_classes < 1:
-        raise ValueError(f"num_classes is {num_classes}; expected at least 1")
+    if num_classes is not None:
+        num_classes = _whole("num_classes", num_classes)
+    size = None if image_size is None else _side_lengths(image_size)
+    if size is not None:  # before anything is read or downloaded
+        _check_room(architecture, size, f"image_size is {image_size!r}")
     found = _weights(architecture, weights, num_classes)
     preprocessing = found.preprocessing or architecture.preprocessing
-    if image_size is not None:
-        preprocessing = _at_size(preprocessing, image_size)
+    if size is not None:
+        preprocessing = _at_size(preprocessing, size)
+    elif preprocessing.size != architecture.preprocessing.size:
+        _check_room(architecture, preprocessing.size, f"the weights' size is {preprocessing.size}")
     apply = LinenApply(architecture.build(found.num_classes))
     model = _model(architecture, apply, found.variables, preprocessing, found.class_names)
-    model = dataclasses.replace(model, multilabel=found.multilabel)
-    if preprocessing.input_shape != architecture.input_shape:
-        # An input that leaves nothing to pool is best refused here; tracing shows it.
-        jax.eval_shape(apply, model.params, _images(preprocessing))
-    return model
+    return dataclasses.replace(model, multilabel=found.multilabel)
 
 
 def architecture_in(path: str | os.PathLike[str]) -> str:
@@ -160,11 +162,16 @@ def outline(name: str, *, num_classes: int | None = None) -> Model:
 def parameter_count(model: Model) -> int:
     """Return how many numbers a model's parameters are.
 
+    The running statistics of a Flax network's batch norm are none: nothing is learnt there.
+
     Example:
         >>> parameter_count(outline("digits"))
         431080
     """
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model.params))
+    params = model.params
+    if isinstance(params, Mapping) and "params" in params:  # Flax's collections of variables
+        params = params["params"]
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,12 +297,52 @@ def _images(preprocessing: Preprocessing) -> Any:
     return jax.ShapeDtypeStruct((1, *preprocessing.input_shape), jnp.float32)
 
 
-def _at_size(preprocessing: Preprocessing, image_size: int | tuple[int, int]) -> Preprocessing:
-    size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if min(size) < 1:
-        raise ValueError(f"image_size is {image_size}; expected at least 1")
+def _at_size(preprocessing: Preprocessing, size: tuple[int, int]) -> Preprocessing:
     resize = preprocessing.resize
     if resize is not None:
         # The share that the centre crop keeps stays what it was.
         resize = max(*size, round(resize * min(size) / min(preprocessing.size)))
     return dataclasses.replace(preprocessing, size=size, resize=resize)
+
+
+def _side_lengths(image_size: Any) -> tuple[int, int]:
+    """Return (height, width) of what the user calls the size of images."""
+    if not isinstance(image_size, tuple | list):
+        side = _whole("image_size", image_size)
+        return side, side
+    if len(image_size) != 2:
+        raise ValueError(
+            f"image_size is {image_size!r}; expected one side or (height, width), without channels"
+        )
+    height, width = (_whole("image_size", side, of=image_size) for side in image_size)
+    return height, width
+
+
+def _whole(argument: str, value: Any, *, of: Any = None) -> int:
+    """Return a whole number from one, or raise naming the argument that it is `of`."""
+    shown = repr(value if of is None else of)
+    try:
+        number = -1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        kind = type(value).__name__
+        raise TypeError(
+            f"{argument} is {shown}; expected whole numbers, {value!r} is a {kind}"
+        ) from None
+    if number < 1:
+        raise ValueError(f"{argument} is {shown}; expected at least 1")
+    return number
+
+
+def _check_room(architecture: Architecture, size: tuple[int, int], what: str) -> None:
+    """Raise ValueError if images of `size` leave a layer of the network nothing to read.
+
+    Tracing shows it; nothing is computed.
+    """
+    network = architecture.build(architecture.num_classes)
+    channels = architecture.input_shape[-1]
+    images = jax.ShapeDtypeStruct((1, *size, channels), jnp.float32)
+    try:
+        jax.eval_shape(network.init, jax.random.key(0), images)
+    except ValueError as error:
+        reason = str(error).removeprefix("images are too small: ")
+        raise ValueError(f"{what}, too small for {architecture.name!r}: {reason}") from error

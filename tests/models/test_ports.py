@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
-from ports import cheap_variables, interpret
+from ports import SIZES, cheap_variables, interpret
 
 from jaxplain.adapters import LinenApply
 from jaxplain.model import Model
@@ -21,14 +21,8 @@ from jaxplain.trace import backpropagate
 from jaxplain.trace import rules as R
 from jaxplain.trace.layers import edit, split
 
-# The smallest images that leave each layer some positions.
-SIZES = {"alexnet": 63, "vgg_f": 43, "inception_v3": 75} | {
-    a.name: 32 if a.name.startswith("vgg") else 33
-    for a in zoo.ARCHITECTURES
-    if a.name not in ("alexnet", "vgg_f", "inception_v3")
-}
 EVERYTHING = os.environ.get("JAXPLAIN_PARITY") == "all"
-# One of each kind; the others are more of the same.
+# One of each kind; of the others only the structure is tested every time (test_structure.py).
 QUICK = (
     "alexnet",
     "vgg_f",
@@ -42,7 +36,7 @@ NAMES = [
     else pytest.param(
         name,
         marks=pytest.mark.skipif(
-            not EVERYTHING, reason="more of the same kind; set JAXPLAIN_PARITY=all"
+            not EVERYTHING, reason="more of the same kind; `make parity` runs it"
         ),
     )
     for name in SIZES

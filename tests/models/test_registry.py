@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxplain.model import Model
 from jaxplain.models import MODELS, RANDOM, SHIPPED, _chosen, load_model, outline, parameter_count
 from jaxplain.models.architecture import Architecture, Foreign
 from jaxplain.models.lenet import LeNet
@@ -13,8 +14,6 @@ from jaxplain.preprocessing import Preprocessing
 
 LAYERED = ("default_layer", "evidence_layer")
 SHIPPED_MODELS = [name for name, row in MODELS.items() if SHIPPED in row.weights]
-# One of each kind: tracing all of them takes longer than it tells.
-TRACED = [*SHIPPED_MODELS, "alexnet", "vgg11", "googlenet", "resnet18"]
 
 
 def test_names_are_unique_and_rows_complete():
@@ -26,7 +25,7 @@ def test_names_are_unique_and_rows_complete():
         assert architecture.input_shape[-1] in (1, 3)
 
 
-@pytest.mark.parametrize("name", TRACED)
+@pytest.mark.parametrize("name", [*SHIPPED_MODELS, "alexnet"])  # more: test_structure.py
 def test_the_layers_that_a_row_names_are_the_networks(name):
     layers = {layer.name: layer.shape for layer in outline(name).layers()}
     for field in LAYERED:
@@ -200,10 +199,36 @@ def test_another_image_size_travels_into_the_preprocessing():
     assert model(jnp.asarray(model.preprocessing.batch([picture]))).shape == (1, 10)
     with pytest.raises(ValueError, match="too small"):
         load_model("digits", image_size=12)
-    with pytest.raises(ValueError, match="image_size is 0"):
-        load_model("digits", image_size=0)
-    with pytest.raises(ValueError, match="num_classes is 0"):
-        load_model("digits", num_classes=0)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "error", "said"),
+    [
+        ({"image_size": 0}, ValueError, "image_size is 0; expected at least 1"),
+        ({"image_size": (40, -1)}, ValueError, r"image_size is \(40, -1\); expected at least 1"),
+        ({"image_size": 28.0}, TypeError, "image_size is 28.0; expected whole numbers"),
+        ({"image_size": (40, "36")}, TypeError, "expected whole numbers, '36' is a str"),
+        ({"image_size": (28, 28, 1)}, ValueError, r"expected one side or \(height, width\)"),
+        ({"num_classes": 0}, ValueError, "num_classes is 0; expected at least 1"),
+        ({"num_classes": 2.5}, TypeError, "num_classes is 2.5; expected whole numbers"),
+        ({"num_classes": True}, ValueError, "num_classes is True"),
+    ],
+)
+def test_sizes_that_are_none_are_refused_by_argument(sizes, error, said):
+    with pytest.raises(error, match=said):
+        load_model("digits", **sizes)
+
+
+def test_pictures_that_are_too_small_are_refused_before_weights_are_looked_for():
+    with pytest.raises(
+        ValueError, match="image_size is 20, too small for 'alexnet': layer 'pool2'"
+    ):
+        load_model("alexnet", "imagenet", image_size=20)
+
+
+def test_parameters_of_any_tree_are_counted():
+    model = Model.from_function(lambda p, x: x.mean((1, 2)) @ p[0], [jnp.ones((3, 2)), jnp.ones(4)])
+    assert parameter_count(model) == 10
 
 
 def test_weights_of_others_reach_the_rows_own_reader(monkeypatch):

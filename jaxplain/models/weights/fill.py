@@ -29,14 +29,19 @@ TORCH_LEAVES = {
 }
 
 
+# Rows that are turned into columns at once: with these, both sides stay in the processor's cache.
+BLOCK = 16
+
+
 class Slot(NamedTuple):
     """Where one variable comes from.
 
     Attributes:
         name: the tensor.
         shape: the shape that it must have.
-        arrange: from rows of the tensor to the same columns of the variable, (..., rows); None
-            where the elements come in the order of the variable's.
+        arrange: from rows of the tensor to the same columns of the variable, (..., rows), both
+            seen with as many axes as this needs; None where the elements come in the order of the
+            variable's.
     """
 
     name: str
@@ -110,10 +115,10 @@ def _channels_last(rows: np.ndarray) -> np.ndarray:
 
 
 def _flattened(shape: tuple[int, ...]) -> Callable[[np.ndarray], np.ndarray]:
-    """Return (O, C*H*W) -> (H*W*C, O)."""
+    """Return (O, C*H*W) -> (H, W, C, O)."""
 
     def arrange(rows: np.ndarray) -> np.ndarray:
-        return _channels_last(rows.reshape(-1, *shape[1:])).reshape(-1, len(rows))
+        return _channels_last(rows.reshape(-1, *shape[1:]))
 
     return arrange
 
@@ -163,8 +168,12 @@ def _read(tensor: Tensor, slot: Slot, values: np.ndarray) -> bool:
         finite = finite and bool(np.isfinite(piece).all())
         if slot.arrange is None:
             values.reshape(slot.shape)[rows] = piece
-        else:
-            values[..., rows] = slot.arrange(piece)
+            continue
+        for start in range(0, len(piece), BLOCK):
+            columns = slot.arrange(piece[start : start + BLOCK])
+            first = (rows.start or 0) + start
+            seen = values.reshape(*columns.shape[:-1], -1)
+            seen[..., first : first + columns.shape[-1]] = columns
     return finite
 
 

@@ -6,11 +6,12 @@ package, `.mat` of MatConvNet), or a mapping: a state dict in memory, or variabl
 filled completely or not at all.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ from jaxplain.preprocessing import Preprocessing
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 HUB = "hf:"
 HUB_FILE = "model.safetensors"
+# timm's names of ways to cut out a square -> whether they keep the proportions of a picture.
+CROP_MODES = {"center": True, "squash": False}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,7 +237,9 @@ class Loader:
             settings = json.loads(config.read_text("utf-8")).get("pretrained_cfg", {})
             return dataclasses.replace(found, preprocessing=_timm_preprocessing(settings))
         except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"config.json of {reference!r} is not timm's: {error}") from error
+            raise ValueError(
+                f"config.json of {reference!r} is not one of timm's that can be followed: {error}"
+            ) from error
 
 
 def _fetch(reference: str, file: str) -> Path | None:
@@ -254,7 +259,9 @@ def _fetch(reference: str, file: str) -> Path | None:
         ) from error
     repository, _, revision = reference.removeprefix(HUB).partition("@")
     try:
-        return Path(huggingface_hub.hf_hub_download(repository, file, revision=revision or None))
+        with _quiet_hub():
+            found = huggingface_hub.hf_hub_download(repository, file, revision=revision or None)
+        return Path(found)
     except errors.LocalEntryNotFoundError as error:
         known = huggingface_hub.try_to_load_from_cache(repository, file, revision=revision or None)
         if known is not None and not isinstance(known, str):  # it was asked for, and is not there
@@ -270,15 +277,43 @@ def _fetch(reference: str, file: str) -> Path | None:
         raise OSError(f"cannot fetch {file} of {reference!r}: {reason}") from error
 
 
+@contextlib.contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """Keep the hub's library from reporting each of its attempts: an error says it all."""
+    from huggingface_hub.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
 def _timm_preprocessing(settings: Mapping[str, Any]) -> Preprocessing | None:
-    """Read timm's `pretrained_cfg`: the picture is resized to size / crop_pct, rounded down."""
+    """Read timm's `pretrained_cfg`; None if it says nothing of pictures.
+
+    The picture is resized to size / crop_pct, rounded down, and its centre is cut out
+    (`transforms_imagenet_eval` of https://github.com/huggingface/pytorch-image-models). `crop_mode`
+    is "center", which keeps the proportions; "squash", which does not; or "border", which puts
+    frames around pictures and is refused: what a map says of those has no place in the picture.
+
+    Raises:
+        ValueError: a setting with which pictures would be prepared otherwise than timm does.
+    """
     if not {"input_size", "mean", "std"} <= set(settings):
         return None
     _, height, width = settings["input_size"]
+    mode = settings.get("crop_mode") or "center"
+    if mode not in CROP_MODES:
+        raise ValueError(f"its crop_mode is {mode!r}; supported are {', '.join(CROP_MODES)}")
+    if height != width:
+        raise ValueError(f"its input_size is {height} x {width}; supported are squares")
     return Preprocessing(
         (height, width),
         tuple(settings["mean"]),
         tuple(settings["std"]),
-        resize=math.floor(min(height, width) / settings.get("crop_pct", 0.875)),
+        resize=math.floor(height / (settings.get("crop_pct") or 0.875)),
         interpolation=settings.get("interpolation", "bicubic"),
+        keep_aspect=CROP_MODES[mode],
     )

@@ -153,7 +153,7 @@ def test_the_hub_gives_weights_and_their_preprocessing(tmp_path):
     assert plain == [total, None, None]
     assert own == [total, GREY.to_json(), list("abcd")]
     assert strange[0] == "ValueError"
-    assert "config.json of 'hf:somebody/strange' is not timm's" in strange[1]
+    assert "config.json of 'hf:somebody/strange' is not one of timm's" in strange[1]
     assert empty[0] == "FileNotFoundError"
     assert empty[1].endswith("the repository has no model.safetensors")
     for (kind, message), said in ((unknown, "Repository Not Found"), (revision, "Revision Not F")):
@@ -175,3 +175,46 @@ def test_the_hub_gives_weights_and_their_preprocessing(tmp_path):
 def test_timms_settings_that_say_nothing_of_pictures():
     assert _timm_preprocessing({}) is None
     assert _timm_preprocessing({"input_size": [3, 8, 8], "mean": [0.5] * 3}) is None
+
+
+@pytest.mark.parametrize(("mode", "keeps"), [(None, True), ("center", True), ("squash", False)])
+def test_timms_ways_to_crop_are_followed(mode, keeps):
+    found = _timm_preprocessing(SETTINGS | {"crop_mode": mode})
+    assert (found.resize, found.keep_aspect) == (341, keeps)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"crop_mode": "border"}, "crop_mode is 'border'; supported are center, squash"),
+        ({"input_size": [3, 224, 299]}, "input_size is 224 x 299; supported are squares"),
+        ({"interpolation": "random"}, "unknown interpolation 'random'"),
+        ({"crop_pct": 1.1}, "resize is 271"),
+    ],
+)
+def test_timms_settings_that_cannot_be_followed_are_refused_by_name(settings, said):
+    with pytest.raises(ValueError, match=said):
+        _timm_preprocessing(SETTINGS | settings)
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(tmp_path):
+    environment = os.environ | {
+        "HF_ENDPOINT": "http://127.0.0.1:9",  # nobody listens there
+        "HF_HOME": str(tmp_path),
+        "NO_PROXY": "127.0.0.1",
+    }
+    program = """
+import time
+time.sleep = lambda seconds: None  # between attempts
+from jaxplain.models.weights.sources import _fetch
+try:
+    _fetch("hf:timm/none", "model.safetensors")
+except OSError as error:
+    print(error)
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment
+    )
+    assert "the hub cannot be reached" in run.stdout
+    assert run.stdout.count("\n") == 1
+    assert run.stderr == ""
