@@ -6,7 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo demo-check test check format doctest notebooks docs bench wheel-test clean-env
+.PHONY: help env demo demo-check test parity check format doctest notebooks docs bench wheel-test clean-env
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -35,6 +35,10 @@ demo-check: $(STAMP) ## look at demo/report.html in a browser
 
 test: $(STAMP) ## run all tests and doctests
 	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+
+parity: $(STAMP) ## compare every large network with torchvision, Captum, Zennit, TorchRay
+	@JAXPLAIN_PARITY=all $(BIN)/python -m pytest -q -rsP tests/parity tests/models/test_parity.py \
+	  tests/models/test_ports.py tests/models/test_structure.py
 
 check: $(STAMP) ## formatting, lint and types
 	@status=0; \

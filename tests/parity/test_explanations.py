@@ -1,6 +1,6 @@
 """Explanations of photographs by VGG-16 and ResNet-18 are those of Captum, Zennit and TorchRay.
 
-They take ten minutes and some gigabytes, so that only JAXPLAIN_PARITY=all runs them; what they say
+They take ten minutes and some gigabytes, so that only `make parity` runs them; what they say
 about ties in general is checked on small arrays everywhere (tests/models/test_pooling.py).
 """
 
@@ -20,7 +20,7 @@ from jaxplain.adapters import LinenApply
 from jaxplain.trace import backpropagate, capture
 
 pytestmark = pytest.mark.skipif(
-    os.environ.get("JAXPLAIN_PARITY") != "all", reason="large networks; set JAXPLAIN_PARITY=all"
+    os.environ.get("JAXPLAIN_PARITY") != "all", reason="large networks; `make parity` runs them"
 )
 BOX = "lrp/epsilon_gamma_box/epsilon_1e-6/gamma_0.25/low_-2.117904/high_2.640000"
 INTEGRATED = "integrated_gradients/riemann_middle_16/baseline_0"
@@ -114,6 +114,7 @@ def test_every_recorded_explanation_is_checked():
 @pytest.mark.parametrize(("name", "key"), CASES)
 def test_explanations_are_those_of_the_other_libraries(name, key):
     found = errors(METHODS[name][key](*prepared(name)), name, key)
+    print(f"{name}/{key}: largest error {found.max():.1e}")
     if name == "vgg16" and key in OPEN:
         assert np.mean(found[:512] > 1e-3) < 0.25
         assert found.max() < 0.2
