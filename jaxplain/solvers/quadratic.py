@@ -88,6 +88,7 @@ def penalty_certificate(
     anchor: Anchor,
     *,
     other: float | Float[Array, ""] = 0.0,
+    rounding: Float[Array, ""] | None = None,
 ) -> Certificate:
     """Bounds f(w) + λ‖w‖₁ (+ more) − optimum; see the module's text.
 
@@ -100,10 +101,12 @@ def penalty_certificate(
         largest: the largest diagonal entry of Q, which bounds all of Q.
         anchor: the strictly feasible point.
         other: for further penalties, their value less multipliers · argument, which is ≥ 0.
+        rounding: bound on the error of an entry of `residual`; None is that of plain products.
     """
     eps = jnp.finfo(w.dtype).eps
     size = jnp.abs(w).sum()
-    rounding = eps * (largest * size + jnp.abs(corr).max())
+    if rounding is None:
+        rounding = eps * (largest * size + jnp.abs(corr).max())
     worst = jnp.abs(residual).max() + rounding
     feasible = worst <= penalty
     anchored = anchor.excess <= penalty

@@ -8,7 +8,9 @@ r"""MINT's optimisation: coarse and fine sparse weights, tied by :math:`w_f T = 
 with the constraint 13.) T is q × p, :math:`t_{ij} = 1` if fine superpixel i lies in coarse
 superpixel j; the paper's text says m × p. Both ways to the solution are here and certified by the
 same duality gap: Algorithm 1 as printed, nested ADMM with eqs. (28)–(42), and the problem in
-:math:`w_f` alone that is left once :math:`w_c = w_f T` is put in.
+:math:`w_f` alone that is left once :math:`w_c = w_f T` is put in, solved by interior points.
+Features of a deep layer that are a hundred times those of a shallow one make Algorithm 1 crawl;
+interior points take no notice of them.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxplain.solvers.implicit import differentiable, two_scale_conditions
+from jaxplain.solvers.interior import Point, Terms, residual, start, step
 from jaxplain.solvers.linear import factor, inverse, mean_diagonal, product, with_ridge
 from jaxplain.solvers.loop import Certificate, Solution, all_finite, default_tolerance, iterate
 from jaxplain.solvers.problems import floating, refuse
@@ -30,6 +33,9 @@ from jaxplain.solvers.prox import soft_threshold
 from jaxplain.solvers.quadratic import Anchor, find_anchor, penalty_certificate
 
 METHODS = ("nested", "eliminated")
+
+# Interior points are as near as numbers allow after a few dozen steps.
+MOST_STEPS = 60
 
 
 class TwoScale(NamedTuple):
@@ -105,11 +111,12 @@ def two_scale(
         coupling: λ > 0 of the augmented Lagrangian; it changes the speed, not the solution. The
             default for this and the two ρ is the mean diagonal of the Gram matrix they join.
         coarse_rho: ρ_c > 0.
-        fine_rho: ρ_f > 0; of the eliminated problem, its only ρ.
+        fine_rho: ρ_f > 0. The eliminated problem has none of these.
         energy: Σ h y²; without it the certificate needs another factorisation.
-        method: "nested", the paper's Algorithm 1, or "eliminated", ADMM on w_f alone.
+        method: "nested", the paper's Algorithm 1, or "eliminated", the problem in w_f alone, by
+            interior points.
         tolerance: relative gap that counts as converged; None is ε^⅔ of the dtype.
-        max_steps: limit on the outer iterations.
+        max_steps: limit on the outer iterations; interior points never take more than 60.
         inner_steps: limit on the iterations of each inner loop ("until some stopping criterion").
 
     Returns:
@@ -227,18 +234,37 @@ def _solve(
     def choose_rho(rho: float | Array | None, default: Array) -> Array:
         return default if rho is None else jnp.asarray(rho, default.dtype)
 
-    def certify(m_c: Array, m_f: Array, multiplier: Array) -> Certificate:
+    terms = Terms(*coarse, mu * fine[0], mu * fine[1], membership, lambda_c, lambda_f)
+
+    def certify(point: Point) -> Certificate:
+        eps = jnp.finfo(membership.dtype).eps
         # |multiplier| ≤ λ_c up to rounding; the bound needs it without that.
-        a = jnp.clip(multiplier, -lambda_c, lambda_c)
-        sums = _matmul(m_f, membership)
-        image = product(joint.gram, m_f)
-        residual = joint.corr - image - _matmul(membership, a)
-        other = lambda_c * jnp.abs(sums).sum() - (a * sums).sum()
+        a = jnp.clip(point.multiplier, -lambda_c, lambda_c)
+        sums = terms.sums(point.fine)
+        # Large weights that cancel in a sum leave rounding there, which G may make large: where
+        # there is nothing else between the scales, the coarse weights speak for themselves.
+        near = jnp.abs(sums - point.coarse) <= 8 * eps * terms.sums(jnp.abs(point.fine))
+        u = jnp.where(near, point.coarse, sums)
+        fine_left, coarse_left = terms.left(point.fine, u)
+        left = fine_left + terms.spread(coarse_left)
+        largest = jnp.abs(fine_left).max() + jnp.abs(coarse_left).max() + jnp.abs(a).max()
+        fine_size = jnp.diagonal(terms.fine_gram).max() * jnp.abs(point.fine).sum()
         bound = penalty_certificate(
-            m_f, image, residual, joint.corr, lambda_f, joint.largest, joint.anchor, other=other
+            point.fine,
+            joint.corr - left,
+            left - terms.spread(a),
+            joint.corr,
+            lambda_f,
+            joint.largest,
+            joint.anchor,
+            other=lambda_c * jnp.abs(u).sum() - (a * u).sum(),
+            rounding=eps * (largest + fine_size + jnp.abs(terms.fine_corr).max()),
         )
-        disagreement = (lambda_c + lambda_f) * jnp.abs(sums - m_c).sum()
-        return bound._replace(gap=bound.gap + disagreement)
+        apart = jnp.where(near, jnp.abs(residual(u, membership.T, point.fine)), 0)
+        steep = ((jnp.abs(coarse_left) + lambda_c) * apart).sum()
+        bent = (jnp.sqrt(jnp.maximum(jnp.diagonal(coarse[0]), 0)) * apart).sum() ** 2 / 2
+        disagreement = (lambda_c + lambda_f) * jnp.abs(sums - point.coarse).sum()
+        return bound._replace(gap=bound.gap + disagreement + steep + bent)
 
     coupling, rho_c, rho_f = rhos
     if method == "nested":
@@ -258,10 +284,10 @@ def _solve(
             inner_tolerance=tolerance / 10,
         )
     else:
-        rho = choose_rho(rho_f, mean_diagonal(joint.gram))
-        solver = _eliminated(joint, membership, lambda_c, lambda_f, rho, certify)
-    step, bound, start, value, ridge = solver
-    run = iterate(step, bound, start, tolerance=tolerance, max_steps=max_steps)
+        solver = _eliminated(terms, certify)
+        max_steps = jnp.minimum(max_steps, MOST_STEPS)
+    advance, bound, begin, value, ridge = solver
+    run = iterate(advance, bound, begin, tolerance=tolerance, max_steps=max_steps)
     return Solution(value(run.state), run.converged, run.steps, run.gap, ridge)
 
 
@@ -271,7 +297,7 @@ def _nested(
     t: Array,
     weights: tuple[Array, Array, Array],
     rhos: tuple[Array, Array, Array],
-    certify: Callable[[Array, Array, Array], Certificate],
+    certify: Callable[[Point], Certificate],
     *,
     inner_steps: int,
     inner_tolerance: float | Array,
@@ -317,7 +343,7 @@ def _nested(
 
     def bound(state: tuple[_Scale, _Scale, Array]) -> Certificate:
         c, f, _ = state
-        found = certify(c.m, f.m, -(rho_c + factor_c.ridge) * c.g)
+        found = certify(Point(f.m, c.m, -(rho_c + factor_c.ridge) * c.g))
         return found._replace(gap=jnp.where(usable, found.gap, jnp.nan))
 
     def zero(corr: Array) -> _Scale:
@@ -329,39 +355,15 @@ def _nested(
     return _Method(step, bound, start, lambda state: TwoScale(state[0].m, state[1].m), ridge)
 
 
-def _eliminated(
-    joint: _Joint,
-    t: Array,
-    lambda_c: Array,
-    lambda_f: Array,
-    rho: Array,
-    certify: Callable[[Array, Array, Array], Certificate],
-) -> _Method:
-    """ADMM with two splits of one variable, m_f = w and m_c = wT, over-relaxed."""
-    relaxation = 1.7
-    q = t.shape[0]
-    overlap = jnp.eye(q, dtype=t.dtype) + _matmul(t, t.T)
-    found = factor(joint.gram + rho * overlap)
-    usable = all_finite(found.lower, 0)
-    matrix = inverse(found.lower)
-
-    def step(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
-        m_f, m_c, g_f, g_c = state
-        pull = rho * (m_f + g_f + _matmul(t, m_c + g_c))
-        w = product(matrix, joint.corr + pull)
-        over_f = relaxation * w + (1 - relaxation) * m_f
-        over_c = relaxation * _matmul(w, t) + (1 - relaxation) * m_c
-        m_f = soft_threshold(over_f - g_f, lambda_f / rho)
-        m_c = soft_threshold(over_c - g_c, lambda_c / rho)
-        return m_f, m_c, g_f - (over_f - m_f), g_c - (over_c - m_c)
-
-    def bound(state: tuple[Array, Array, Array, Array]) -> Certificate:
-        result = certify(state[1], state[0], -rho * state[3])
-        return result._replace(gap=jnp.where(usable, result.gap, jnp.nan))
-
-    fine, coarse = jnp.zeros_like(joint.corr), jnp.zeros_like(t[0])
-    start = (fine, coarse, fine, coarse)
-    return _Method(step, bound, start, lambda state: TwoScale(state[1], state[0]), found.ridge)
+def _eliminated(terms: Terms, certify: Callable[[Point], Certificate]) -> _Method:
+    """Interior points; see `jaxplain.solvers.interior`."""
+    return _Method(
+        lambda state: step(terms, state, lambda point: certify(point).gap),
+        lambda state: certify(state.best),
+        start(terms),
+        lambda state: TwoScale(state.best.coarse, state.best.fine),
+        jnp.zeros_like(terms.fine_penalty),
+    )
 
 
 def _eliminate(

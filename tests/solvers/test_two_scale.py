@@ -191,6 +191,54 @@ def test_membership_of_the_wrong_shape_is_refused():
         two_scale(*problem[:4], problem[4].T, **PENALTIES)
 
 
+def deep_and_shallow(seed, p=8, q=30):
+    """Features of a deep layer up to a hundred times those of a shallow one."""
+    problem, energy = mint(seed, p, q)
+    size = 10.0 ** np.random.default_rng(seed).uniform(0, 2, p)
+    gram, corr = problem[0] * jnp.asarray(np.outer(size, size)), problem[1] * size
+    return (gram, corr, *problem[2:]), energy
+
+
+@pytest.mark.parametrize(
+    ("dtype", "largest"), [(jnp.float32, 1e-4), (jnp.float64, 1e-10)], ids=["single", "double"]
+)
+def test_a_deep_layer_of_large_features_is_solved_in_few_steps(dtype, largest):
+    problems, energies = zip(*(deep_and_shallow(seed) for seed in range(12)), strict=True)
+    data = [jnp.stack(each) for each in zip(*problems, strict=True)]
+
+    @jax.jit
+    @jax.vmap
+    def solve(energy, *data):
+        levels = {
+            "coarse_penalty": 0.01 * jnp.abs(data[1]).max(),
+            "fine_penalty": 0.01 * jnp.abs(data[3]).max(),
+        }
+        return two_scale(*data, **levels, energy=energy, method="eliminated"), levels
+
+    given = (jnp.asarray(energies, dtype), *(each.astype(dtype) for each in data))
+    found, levels = solve(*given)
+    exact, _ = solve(jnp.asarray(energies), *(each.astype(jnp.float64) for each in given[1:]))
+    assert found.converged.all()
+    assert found.steps.max() <= 20
+    gram_c, corr_c, gram_f, corr_f, t = (np.asarray(each, float) for each in given[1:])
+    level_c, level_f = (np.asarray(levels[k], float)[:, None] for k in sorted(levels))
+
+    def value(fine):
+        fine = np.asarray(fine, float)
+        coarse = np.einsum("nq,nqp->np", fine, t)
+        squares = np.einsum("np,npr,nr->n", coarse, gram_c, coarse)
+        squares += np.einsum("np,npr,nr->n", fine, gram_f, fine)
+        linear = (corr_c * coarse).sum(1) + (corr_f * fine).sum(1)
+        sizes = (level_c * np.abs(coarse)).sum(1) + (level_f * np.abs(fine)).sum(1)
+        return squares / 2 - linear + sizes
+
+    above = value(found.value.fine) - value(exact.value.fine)
+    scale = np.abs(value(exact.value.fine))
+    assert (above <= largest * scale).all()
+    assert (np.asarray(found.gap) <= largest * scale).all()
+    assert (above <= np.asarray(found.gap) + 1e-12 * scale).all()
+
+
 @pytest.mark.parametrize("method", MODULE.METHODS)
 def test_gap_bounds_the_suboptimality_of_two_hundred_awkward_problems(method):
     t = jnp.asarray(np.repeat(np.eye(4), 3, axis=0))

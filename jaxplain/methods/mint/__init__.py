@@ -17,7 +17,7 @@ and y the network's probability of the perturbed image Z, the weights of both sc
 
 (7) with the linear models (9)–(10), the losses (11)–(12), the constraint (13)–(14) and the
 sparsity (15)–(16), whose ‖·‖₀ the paper replaces by ‖·‖₁ in (21). `solvers.two_scale` solves it, by
-Algorithm 1, which is (18)–(42), or with :math:`w_c` eliminated, which is faster and gives the same.
+Algorithm 1, which is (18)–(42), or with :math:`w_c` eliminated, which gives the same in few steps.
 The explanation is the weights times the activations (43), (44).
 
 Chosen here, where the paper says nothing: σ² is a share of ‖X‖² (`width`), λ_c and λ_f are shares
@@ -208,10 +208,11 @@ def explain(
         coupling: λ, for problems divided by Σ h, with features divided by the mean of the fine
             ones; None is the mean diagonal of the coarse Gram matrix.
         coarse_rho: ρ_c, likewise.
-        fine_rho: ρ_f, likewise; of the eliminated problem, its only ρ.
+        fine_rho: ρ_f, likewise. These three are of the method "nested" alone.
         features: "layers" for (4) and (6); "normalised" divides each scale's by their mean, so that
             (13) ties weights of one unit; "none" is 1 for all.
-        method: "eliminated", or "nested" for Algorithm 1 as printed.
+        method: "eliminated", or "nested" for Algorithm 1 as printed, which takes more steps than
+            it is given where the deep layer's features are much larger than the shallow one's.
         antithetic: draw complements in pairs.
         control: use the control variate, as in `lime.explain`, and what is known of the states
             without a forward run; see `problem.expected`.
