@@ -103,6 +103,8 @@ def run_methods(
     Raises:
         ValueError: a method refuses and not `forgiving`, or gives a map that is not finite.
     """
+    from jaxplain.methods.method import grouped
+
     skipped: dict[str, str] = {}
     parts: dict[str, dict[int, Batch]] = {}
     made: list[Sequence[Method]] = []
@@ -152,26 +154,6 @@ def run_methods(
         if method.name in parts
     }
     return found, skipped
-
-
-def grouped(methods: Sequence["Method"]) -> list[Sequence["Method"]]:
-    """Return the methods, those together that read the same run.
-
-    Example:
-        >>> from jaxplain import METHODS
-        >>> asked = [METHODS[name] for name in ("mint_coarse", "lime", "mint_fine")]
-        >>> [[method.name for method in group] for group in grouped(asked)]
-        [['mint_coarse', 'mint_fine'], ['lime']]
-    """
-    found: list[list[Method]] = []
-    for method in methods:
-        for group in found:
-            if method.shares(group[0]):
-                group.append(method)
-                break
-        else:
-            found.append([method])
-    return list(found)
 
 
 def run_first(group: Sequence["Method"], task: Task) -> tuple[Sequence["Method"], list[Batch]]:

@@ -5,6 +5,7 @@ once, and keeps the measures of each image, not its map.
 
 A method is anything with `name` and `explain(model, images, targets, *, key, layer)`, whose result
 has a `heatmap` (B, H, W); `title`, `random`, `layered`, `signed` and `host` are read where present.
+Methods that read the same run (`Method.shares`) have it together.
 """
 
 import functools
@@ -26,6 +27,7 @@ from jaxplain.evaluation.normalize import constant, finite
 from jaxplain.evaluation.pointing import pointing_game
 from jaxplain.evaluation.results import METRICS, Estimate, Evaluation, MethodResult, Score
 from jaxplain.evaluation.task import Batch, Task, make_task
+from jaxplain.methods.method import grouped
 
 Explain = Callable[[Any, jax.Array, jax.Array, Any], Any]
 Progress = Callable[[str, int, int], None]
@@ -73,8 +75,9 @@ def evaluate(
     otherwise zero, no evidence, would be half-way up the min-max scale. All other maps enter as
     they are. Two baselines follow the methods: the centre of the image, and a random map.
 
-    The random key of a method depends on its name and the batch alone, so that evaluating fewer
-    methods changes none of their maps. All intervals use the same resampled images.
+    The random key of a method depends on its name and the batch alone, or on its function's where
+    several read the same run, so that evaluating fewer methods changes none of their maps. All
+    intervals use the same resampled images.
 
     Args:
         model: a `Model` (any pytree that the methods understand; `class_names` is read where
@@ -143,23 +146,30 @@ def evaluate(
         )
         for name, title in _BASELINES.items()
     ]
-    results = []
-    for name, method in entries.items():
-        title = getattr(method, "title", name)
+    results: dict[str, MethodResult] = {}
+    for group in grouped(entries.values()):
+        titles = {method.name: getattr(method, "title", method.name) for method in group}
         try:
             # What was fitted to a model is found while its parameters are known.
-            ready = method.bound(model) if hasattr(method, "bound") else method
-            measures, timing = _explain_all(
-                model, ready, task, key=_named(key, name), layer=layer, progress=progress
+            ready = [m.bound(model) if hasattr(m, "bound") else m for m in group]
+            measured, timing = _explain_all(
+                model,
+                ready,
+                task,
+                key=_named(key, _run_name(group[0])),
+                layer=layer,
+                progress=progress,
             )
         except ValueError as error:
             if on_error == "raise":
                 raise
-            results.append(MethodResult(name, title, {}, (), error=str(error)))
+            for name, title in titles.items():
+                results[name] = MethodResult(name, title, {}, (), error=str(error))
             continue
-        results.append(MethodResult(name, title, **means(measures), **timing._asdict()))
+        for (name, title), measures in zip(titles.items(), measured, strict=True):
+            results[name] = MethodResult(name, title, **means(measures), **timing._asdict())
     return Evaluation(
-        results=(*results, *baselines),
+        results=(*(results[name] for name in entries), *baselines),
         classes=tuple(names[target] if names else str(target) for target in classes),
         thresholds=task.thresholds,
         tolerance=task.tolerance,
@@ -188,49 +198,64 @@ def _entries(methods: Mapping[str, Any] | Iterable[Any]) -> dict[str, Any]:
 
 def _explain_all(
     model: Any,
-    method: Any,
+    group: Sequence[Any],
     task: Task,
     *,
     key: jax.Array,
     layer: str | None,
     progress: Progress | None,
-) -> tuple[Measures, _Timing]:
-    """Explain all images with one method; return the measures of each image, and the times."""
-    options = {"layer": layer} if _says(method, "layered") else {}
+) -> tuple[list[Measures], _Timing]:
+    """Explain all images with methods that read the same run.
+
+    Returns:
+        The measures of each image, one a method, and the times, which are those of each by itself.
+    """
+    first = group[0]
+    options = {"layer": layer} if _says(first, "layered") else {}
 
     def explain(model: Any, images: jax.Array, targets: jax.Array, key: Any) -> Any:
-        return method.explain(model, images, targets, key=key, **options).heatmap
+        if len(group) == 1:
+            return (first.explain(model, images, targets, key=key, **options).heatmap,)
+        said = first.run(model, images, targets, key=key, **options)
+        return tuple(method.read(said, images.shape[1:3]).heatmap for method in group)
 
     run: Explain = explain
     compile_seconds = None
     compiled = False
-    seconds, parts = [], []
+    seconds: list[float] = []
+    parts: list[list[Measures]] = [[] for _ in group]
     for batch in task.batches():
-        batch_key = jax.random.fold_in(key, batch.number) if _says(method, "random") else None
+        batch_key = jax.random.fold_in(key, batch.number) if _says(first, "random") else None
         inputs = (model, batch.images, batch.targets, batch_key)
-        if batch.number == 0 and not _says(method, "host"):
+        if batch.number == 0 and not _says(first, "host"):
             run, compile_seconds = _compile(explain, *inputs)
             compiled = compile_seconds is not None
         start = time.perf_counter()
-        heatmaps = jax.block_until_ready(jnp.asarray(run(*inputs)))
+        maps = jax.block_until_ready([jnp.asarray(each) for each in run(*inputs)])
         seconds.append(time.perf_counter() - start)
-        if heatmaps.shape != batch.masks.shape:
-            raise ValueError(
-                f"method {method.name!r} returned maps of shape {heatmaps.shape},"
-                f" expected {batch.masks.shape}"
-            )
-        if _says(method, "signed"):
-            # An infinity stays, to be counted as one.
-            heatmaps = jnp.where(jnp.isfinite(heatmaps), jnp.maximum(heatmaps, 0), heatmaps)
-        parts.append(_measure(heatmaps, batch, task))
-        if progress is not None:
-            progress(method.name, batch.number * task.batch_size + batch.kept, task.count)
+        for method, heatmaps, measured in zip(group, maps, parts, strict=True):
+            measured.append(_measure(_evidence_for(method, heatmaps, batch), batch, task))
+            if progress is not None:
+                progress(method.name, batch.number * task.batch_size + batch.kept, task.count)
     if not compiled and len(seconds) > 1:
         # The first batch also paid for whatever the method compiles inside.
-        first, *seconds = seconds
-        compile_seconds = max(first - statistics.median(seconds), 0.0)
+        begun, *seconds = seconds
+        compile_seconds = max(begun - statistics.median(seconds), 0.0)
     per_image = statistics.median(seconds) / task.batch_size
-    return _joined(parts), _Timing(per_image, compile_seconds, compiled)
+    return [_joined(measured) for measured in parts], _Timing(per_image, compile_seconds, compiled)
+
+
+def _evidence_for(method: Any, heatmaps: jax.Array, batch: Batch) -> jax.Array:
+    """Return the maps as they are measured, or raise if they have another shape."""
+    if heatmaps.shape != batch.masks.shape:
+        raise ValueError(
+            f"method {method.name!r} returned maps of shape {heatmaps.shape},"
+            f" expected {batch.masks.shape}"
+        )
+    if _says(method, "signed"):
+        # An infinity stays, to be counted as one.
+        return jnp.where(jnp.isfinite(heatmaps), jnp.maximum(heatmaps, 0), heatmaps)
+    return heatmaps
 
 
 def _compile(explain: Explain, *inputs: Any) -> tuple[Explain, float | None]:
@@ -324,6 +349,13 @@ def _estimate(value: Any, low: Any, high: Any, count: Any) -> Estimate:
 
 def _says(method: Any, trait: str) -> bool:
     return bool(getattr(method, trait, False))
+
+
+def _run_name(method: Any) -> str:
+    """Return the name that a method's random key goes by: its own, or its function's if shared."""
+    if getattr(method, "view", None) is None:
+        return method.name
+    return f"{method.function.__module__}.{method.function.__qualname__}"
 
 
 def _named(key: jax.Array, name: str) -> jax.Array:

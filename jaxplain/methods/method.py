@@ -5,7 +5,7 @@ import functools
 import inspect
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
@@ -398,3 +398,27 @@ class Method:
         except ValueError as error:
             return str(error)
         return None
+
+
+def grouped(methods: Iterable[Any]) -> list[list[Any]]:
+    """Return the methods, those together that read the same run.
+
+    Args:
+        methods: lines of METHODS, or others, each of which is a group of its own.
+
+    Example:
+        >>> from jaxplain import METHODS
+        >>> asked = [METHODS[name] for name in ("mint_coarse", "lime", "mint_fine")]
+        >>> [[method.name for method in group] for group in grouped(asked)]
+        [['mint_coarse', 'mint_fine'], ['lime']]
+    """
+    found: list[list[Any]] = []
+    for method in methods:
+        for group in found:
+            known = isinstance(method, Method) and isinstance(group[0], Method)
+            if known and method.shares(group[0]):
+                group.append(method)
+                break
+        else:
+            found.append([method])
+    return found

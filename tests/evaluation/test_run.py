@@ -1,10 +1,13 @@
+import functools
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxplain
 from jaxplain.evaluation.bootstrap import class_means
 from jaxplain.evaluation.energy import energy_inside
 from jaxplain.evaluation.mask_iou import mask_iou
@@ -309,3 +312,53 @@ def test_impossible_options_are_not_blamed_on_a_method(scene, option, value):
         evaluate(
             None, [Method("a", first)], *scene, **{**OPTIONS, option: value}, on_error="report"
         )
+
+
+def test_methods_that_read_the_same_run_have_it_together(scene):
+    calls = []
+    model = jaxplain.Model.from_function(lambda _, x: x.mean((1, 2)))
+
+    def both(model, images, targets, *, key):
+        calls.append(key)
+        noise = jax.random.uniform(key, images.shape[:3])
+        return Halves(images[..., 0] + noise, images[..., 1] + noise)
+
+    class Halves(NamedTuple):
+        heatmap: jax.Array
+        other: jax.Array
+
+        def turned(self):
+            return self._replace(heatmap=self.other)
+
+    line = functools.partial(
+        jaxplain.Method,
+        function=both,
+        heatmap=lambda maps: maps,
+        summary="",
+        reference="",
+        random=True,
+        gradient=False,
+        host=True,
+    )
+    one = line("one", "One", view=lambda found: found)
+    other = line("other", "Other", view=Halves.turned)
+    seen = []
+    together = evaluate(
+        model,
+        [one, Method("noise", first), other],
+        *scene,
+        **OPTIONS,
+        progress=lambda *report: seen.append(report),
+    )
+    batches = len(calls)
+    assert batches == 3
+    assert [result.name for result in together.results][:3] == ["one", "noise", "other"]
+    assert [report for report in seen if report[0] == "other"] == [
+        ("other", 3, 7),
+        ("other", 6, 7),
+        ("other", 7, 7),
+    ]
+    for method in (one, other):
+        alone = evaluate(model, [method], *scene, **OPTIONS)
+        assert alone.result(method.name).scores == together.result(method.name).scores
+    assert together.result("one").scores != together.result("other").scores
