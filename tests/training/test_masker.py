@@ -44,33 +44,41 @@ def judged(masks, images, targets, colours=32):
 
 
 def test_it_learns_where_the_class_is():
-    result = train_masker(MODEL, DATA, dataclasses.replace(RECIPE, epochs=40, patience=40))
+    recipe = dataclasses.replace(RECIPE, epochs=20, patience=20, learning_rate=2e-2)
+    result = train_masker(MODEL, DATA, recipe)
     test, evidence = spots(24, 3)
     images = jnp.asarray(MODEL.preprocessing.batch(list(test.images)))
     targets = jnp.asarray(test.labels)
     found = np.asarray(masker.explain(MODEL, images, targets, importance=result.masker))
-    inside, outside = found[evidence].mean(), found[~evidence].mean()
-    assert inside > 2 * outside
-    # Of what the true spots gain over any mask that looks at nothing, it gained a third or more.
+    for label in range(3):
+        of_class = test.labels == label
+        inside = found[of_class][evidence[of_class]].mean()
+        assert inside > 2 * found[of_class][~evidence[of_class]].mean()
+    # Of what the true spots gain over any mask that looks at nothing, it gained half or more: three
+    # seeds gain 0.60 to 0.65, and 0.72 to 0.74 in twice the epochs.
     blind = min(judged(np.full(found.shape, share), images, targets) for share in (0, 0.5, 1))
     reached, true = judged(found, images, targets), judged(evidence, images, targets)
-    assert true < reached < blind - (blind - true) / 3
+    assert true < reached < blind - (blind - true) / 2
     # Another class is not there: its mask is nearly empty.
     absent = masker.explain(MODEL, images, (targets + 1) % 3, importance=result.masker)
-    assert float(absent.mean()) < 0.5 * found.mean()
+    assert float(absent.mean()) < found.mean() / 3
     figures = result.figures
     assert figures["preserved"] > figures["destroyed"]
     assert figures["area"] == pytest.approx(found.mean(), abs=0.1)
 
 
-def test_an_interrupted_training_gives_the_same_masker(result, tmp_path):
+def test_neither_an_interruption_nor_the_labels_change_the_masker(result, tmp_path):
+    """The classifier's own answers are learned, so that pictures need no labels."""
+    labels = np.full(len(DATA.train.labels), -1)
+    bare = DATA._replace(train=DATA.train._replace(labels=labels))
+
     def stop(now):
         if now.history:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_masker(MODEL, DATA, RECIPE, seed=1, checkpoint_dir=tmp_path, progress=stop)
-    again = train_masker(MODEL, DATA, RECIPE, seed=1, checkpoint_dir=tmp_path)
+        train_masker(MODEL, bare, RECIPE, seed=1, checkpoint_dir=tmp_path, progress=stop)
+    again = train_masker(MODEL, bare, RECIPE, seed=1, checkpoint_dir=tmp_path)
     assert len(again.history) == 3
     jax.tree.map(
         np.testing.assert_array_equal, dict(again.masker.params), dict(result.masker.params)
@@ -79,15 +87,6 @@ def test_an_interrupted_training_gives_the_same_masker(result, tmp_path):
     changed = dataclasses.replace(RECIPE, learning_rate=1e-3)
     with pytest.raises(ValueError, match="learning_rate"):
         train_masker(MODEL, DATA, changed, seed=1, checkpoint_dir=tmp_path)
-
-
-def test_labels_are_not_looked_at(result):
-    """The classifier's own answers are: so are those of pictures without labels."""
-    bare = DATA._replace(train=DATA.train._replace(labels=np.full(len(DATA.train.labels), -1)))
-    again = train_masker(MODEL, bare, RECIPE, seed=1)
-    jax.tree.map(
-        np.testing.assert_array_equal, dict(again.masker.params), dict(result.masker.params)
-    )
 
 
 @pytest.mark.parametrize(
