@@ -22,7 +22,6 @@ import jaxplain as jxp
 from jaxplain.data.an8flower import dataset_arrays
 from jaxplain.evaluation import (
     PAPER_AREAS,
-    ablate_features,
     box_occlusion,
     evaluate,
     feedback_methods,
@@ -212,7 +211,6 @@ def _flowers(figures: Figures, variant: str) -> None:
     _areas(figures, variant, model, images, test)
     few = slice(0, 24 if figures.quick else 300)
     _occlusion(figures, variant, model, images[few], test.labels[few])
-    _ablation(figures, variant, model, images[few], test.labels[few])
 
 
 def _areas(figures: Figures, variant: str, model: jxp.Model, images: np.ndarray, test: Any) -> None:
@@ -264,33 +262,6 @@ def _occlusion(
 
 def _covered(model: jxp.Model, images: np.ndarray, labels: np.ndarray, maps: Any) -> np.ndarray:
     return box_occlusion(model, images, labels, np.asarray(maps), key=KEY, batch_size=12).falls
-
-
-def _ablation(
-    figures: Figures, variant: str, model: jxp.Model, images: np.ndarray, labels: np.ndarray
-) -> None:
-    """Tell Fig. 4: accuracies without features of all layers, of convolutions, and at random."""
-    learn = dataset_arrays(variant, "train", 120 if figures.quick else 1200)
-    statistics = interpretation.gather(
-        model,
-        (
-            {"image": learn.images[i : i + 24], "label": learn.labels[i : i + 24]}
-            for i in range(0, len(learn.labels), 24)
-        ),
-    )
-    sets = {
-        "all": interpretation.select(statistics, mu=5.0),
-        "only_conv": interpretation.select(statistics, mu=5.0, pool="convolution"),
-    }
-    ablation = ablate_features(model, images, labels, sets, key=KEY, batch_size=12)
-    for row in ablation.rows():
-        name = f"{variant}/mca/{str(row['set']).replace(' ', '_')}"
-        for part in ("mca", "low", "high"):
-            figures.add(name if part == "mca" else f"{name}/{part}", float(row[part]))
-    for name, closed in ablation.sets.items():
-        fall = closed.fall.mean
-        figures.add(f"{variant}/mca/{name}/beyond_random", fall.value)
-        figures.add(f"{variant}/mca/{name}/beyond_random/low", fall.low, at_least=0.0)
 
 
 def main(figures: Figures) -> None:

@@ -77,6 +77,29 @@ def planted() -> Model:
     )
 
 
+SHARE = 0.6
+
+
+def summing() -> Model:
+    """A network in which the probability of a class is a sum over its channels of "units".
+
+    It is `SHARE` times the mean of its channels' averages; the last class has what is left.
+    """
+    weights = np.zeros((CHANNELS, len(PLANTED)), np.float32)
+    for label, channels in PLANTED.items():
+        weights[list(channels), label] = SHARE / len(channels)
+
+    def apply(weights, x):
+        x = jax.ad_checkpoint.checkpoint_name(nn.relu(x), "units")
+        found = x.mean((1, 2)) @ weights
+        rest = 1 - found.sum(1, keepdims=True)
+        return jnp.log(jnp.maximum(jnp.concatenate([found, rest], 1), 1e-6))
+
+    return Model.from_function(
+        apply, jnp.asarray(weights), input_shape=(2, 3, CHANNELS), name="summing"
+    )
+
+
 def planted_images(count: int) -> np.ndarray:
     """Return images in which one class's channels are on, and those that are seen by none."""
     rng = np.random.default_rng(0)

@@ -6,7 +6,7 @@ random, image by image. An importance that knows nothing makes no difference.
 
 `ablate_features`: all features that were selected for any class, of all layers, are closed at once,
 and the mean class accuracy is compared with that of the whole network and of networks without as
-many channels of the same layers at random (Oramas et al. 2019, "Visual Explanation by
+many channels at random (Oramas et al. 2019, "Visual Explanation by
 Interpretation", §4.1, Fig. 4).
 """
 
@@ -170,7 +170,7 @@ class Closed(NamedTuple):
 
     Attributes:
         accuracy: of each class and their mean (mCA), without the features.
-        random: (draws,) mean class accuracies without as many channels of each layer at random.
+        random: (draws,) mean class accuracies without as many channels at random.
         fall: how much more of its accuracy a class loses by the features than by random channels,
             image by image against the mean over the draws: above zero where they matter.
         channels: how many were closed.
@@ -225,15 +225,16 @@ def ablate_features(
     *,
     key: jax.Array,
     draws: int = 20,
+    matched: bool = False,
     batch_size: int = 32,
     resamples: int = 2000,
     confidence: float = 0.95,
 ) -> FeatureAblation:
-    """Close selected features, and as many channels of the same layers at random.
+    """Close selected features, and as many channels at random.
 
-    Oramas et al. 2019, §4.1. All features that were selected for any class are closed. The paper
-    draws random ones "from the layers indicated"; here each layer loses as many of its channels as
-    by the selection.
+    Oramas et al. 2019, §4.1. All features that were selected for any class are closed. As in the
+    paper, random ones are drawn from all layers that the features could be of: the convolutions for
+    OnlyConv.
 
     Args:
         model: the model.
@@ -242,6 +243,8 @@ def ablate_features(
         features: sets by name, such as {"All": ..., "OnlyConv": ...}.
         key: of the random channels and of the bootstrap.
         draws: random choices.
+        matched: draw as many of each layer as were selected there. That asks for more than the
+            paper does: random channels of a narrow layer are most of what it has.
         batch_size: images run at once.
         resamples: of the bootstrap.
         confidence: of its intervals.
@@ -286,10 +289,9 @@ def ablate_features(
         random = np.random.default_rng(
             np.asarray(jax.random.key_data(jax.random.fold_in(key, number))).ravel().tolist()
         )
-        drawn = [
-            {layer: random.permutation(gate) for layer, gate in chosen.items()}
-            for _ in range(draws)
-        ]
+        if not matched:
+            chosen = _of_pool(own)
+        drawn = [_shuffled(chosen, random, matched=matched) for _ in range(draws)]
         kept, *others = _right(model, images, truth, [chosen, *drawn], batch_size)
         several = np.stack(others)
         per_class = [several[:, truth == label].mean(1) for label in np.unique(truth)]
@@ -300,6 +302,27 @@ def ablate_features(
             sum(int((gate == 0).sum()) for gate in chosen.values()),
         )
     return FeatureAblation(means(original), sets)
+
+
+def _of_pool(features: RelevantFeatures) -> dict[str, np.ndarray]:
+    """Return gates of every layer that features could be of, whether one was selected or not."""
+    pool, selected = features.settings.pool, features.gates()
+    return {
+        block.layer: selected.get(block.layer, np.ones(block.channels, np.float32))
+        for block in features.blocks
+        if pool in ("all", block.kind)
+    }
+
+
+def _shuffled(
+    gates: dict[str, np.ndarray], random: np.random.Generator, *, matched: bool
+) -> dict[str, np.ndarray]:
+    """Return gates that close as many channels at random, of each layer or of all."""
+    if matched:
+        return {layer: random.permutation(gate) for layer, gate in gates.items()}
+    mixed = random.permutation(np.concatenate(list(gates.values())))
+    cuts = np.cumsum([len(gate) for gate in gates.values()])[:-1]
+    return dict(zip(gates, np.split(mixed, cuts), strict=True))
 
 
 def _right(

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from chip_networks import CHANNELS, PLANTED, planted, planted_images
+from chip_networks import CHANNELS, PLANTED, images, planted, planted_images, small
 from fitted import features, importances
 
 from jaxplain.data.an8flower import dataset_arrays
-from jaxplain.evaluation import ablate_channels, ablate_features
+from jaxplain.evaluation import ablate_channels, ablate_features, ablation
 from jaxplain.methods.chip import shipped
 from jaxplain.models import load_model
 
@@ -101,6 +101,41 @@ def test_the_features_of_a_class_cost_it_more_accuracy_than_others():
         "original", "All", "random for All", "Idle", "random for Idle",
     ]  # fmt: skip
     assert all(row["low"] <= row["mca"] <= row["high"] for row in rows)
+
+
+@pytest.mark.parametrize("matched", [False, True])
+@pytest.mark.parametrize("pool", ["all", "convolution"])
+def test_random_channels_are_of_the_pool_s_layers(matched, pool, monkeypatch):
+    """Of all of them, as in the paper, or of each as many as were selected there."""
+    own = features(small(), 5)
+    weights = np.zeros_like(own.weights)
+    weights[2, [0, 1, 2]] = weights[1, 3] = 1  # all four of the first layer
+    settings = dataclasses.replace(own.settings, pool=pool)
+    own = dataclasses.replace(own, weights=jnp.asarray(weights), settings=settings)
+    given = []
+
+    def watched(model, images, labels, gates, batch_size):
+        given.append(gates)
+        return np.zeros((len(gates), len(labels)), np.float32)
+
+    monkeypatch.setattr(ablation, "_right", watched)
+    options = {"key": KEY, "draws": 50, "matched": matched}
+    found = ablate_features(small(), images(5), np.arange(5), {"All": own}, **options)
+    assert found.sets["All"].channels == 4
+    selected, *drawn = given[1]
+    assert {name: int((g == 0).sum()) for name, g in selected.items() if not g.all()} == {
+        "conv1": 4
+    }
+    closed = np.array([[(g == 0).sum() for g in gates.values()] for gates in drawn])
+    assert closed.shape[0] == 50
+    assert (closed.sum(1) == 4).all()
+    layers = ["conv1", "pool1", "conv2", "fc"] if pool == "all" else ["conv1", "conv2"]
+    if matched:
+        assert list(drawn[0]) == ["conv1"]
+    else:
+        assert list(drawn[0]) == layers
+        shares = [block.channels for block in own.blocks if block.layer in layers]
+        np.testing.assert_allclose(closed.mean(0), 4 * np.array(shares) / sum(shares), atol=0.5)
 
 
 def test_sets_without_features_and_bad_numbers_are_refused_by_name():

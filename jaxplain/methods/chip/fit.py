@@ -56,9 +56,11 @@ def fit(
         sigma: width of the proximity h (7) in units of √K, so that it means the same in every
             layer: h = exp(-share of closed channels / sigma²), and the paper's σ² is sigma² · K.
             None is √(1 - keep), at which a typical gate vector weighs 1/e.
-        penalty: λ as a share of the largest one at which a weight is not zero. The small default
-            lets channels through that matter a few hundredths as much as the first; 0.1 leaves in a
-            network of planted channels exactly those.
+        penalty: λ as a share of the largest one at which a weight is not zero. With the default, a
+            class whose probability is a sum over some channels gets exactly those. Where it bends
+            with them, as a softmax near 0 or 1 does, a sum cannot follow: other channels make up
+            for it with up to a few hundredths of the largest weight, in any number of images. 0.03
+            leaves no such in a planted network that saturates.
         gates: "fresh" draws gates for every image, as §IV-A of the paper counts its perturbed
             networks. "shared" draws one set for all, as §III-A writes it; channels that happen to
             be open together in it then share their importance, and more images do not mend that.

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections import namedtuple
 from pathlib import Path
 
@@ -24,16 +23,20 @@ FIELDS = ("packed", "corr", "energy", "weight", "predicted")
 LIMIT = 300
 
 
-def start(out: Path, *words, devices: int = 1) -> subprocess.Popen:
+def surroundings(devices: int = 1) -> dict[str, str]:
+    """Return the environment of a process that has so many devices."""
     flags = os.environ.get("XLA_FLAGS", "").split()
     flags = [flag for flag in flags if "device_count" not in flag]
-    environment = {
+    return {
         **os.environ,
         "XLA_FLAGS": " ".join([*flags, f"--xla_force_host_platform_device_count={devices}"]),
         "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]),
     }
+
+
+def start(out: Path, *words, devices: int = 1) -> subprocess.Popen:
     command = [sys.executable, str(TESTS / "chip_worker.py"), str(out), *map(str, words)]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=surroundings(devices), stderr=subprocess.PIPE, text=True)
 
 
 def finished(process: subprocess.Popen) -> str:
@@ -63,30 +66,33 @@ def test_two_processes_find_what_one_does(tmp_path):
                     np.testing.assert_allclose(own / scale, value / scale, atol=1e-5, err_msg=name)
 
 
-def test_killed_and_started_again_it_ends_with_the_same_bits(tmp_path):
-    folder, resumed = tmp_path / "kept", tmp_path / "resumed.npz"
-    victim = start(tmp_path / "never.npz", "--checkpoint", folder, "--delay", 0.2)
-    end = time.monotonic() + LIMIT
-    # Somewhere behind the second checkpoint, perhaps in the middle of the third.
-    while not (folder / "seals" / "2").exists():
-        assert victim.poll() is None, victim.communicate()[1]
-        assert time.monotonic() < end
-        time.sleep(0.01)
-    victim.send_signal(signal.SIGKILL)
-    victim.communicate(timeout=LIMIT)
+def test_killed_at_any_moment_it_ends_with_the_same_bits(tmp_path):
+    # Every one of them runs the same programs: one compiles them.
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    killed = subprocess.run(
+        [sys.executable, str(TESTS / "chip_killer.py"), str(tmp_path)],
+        env=surroundings() | cache,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+    )
+    assert killed.returncode == 0, killed.stderr
+    ends = [[int(word) for word in line.split()] for line in killed.stdout.splitlines()]
+    # How each ended, and the checkpoints that were whole, or looked so, then.
+    expected = [[], [], [], [1], [1, 2], [1, 2], [1, 2], [2, 3], [4, 5], [4, 5]]
+    assert ends == [[-signal.SIGKILL, *seals] for seals in expected[:-1]] + [[0, *expected[-1]]]
     assert not (tmp_path / "never.npz").exists()
-    # And one that was never finished lies there as well.
-    newest = max((folder / "seals").iterdir(), key=lambda path: int(path.name))
-    shutil.copytree(folder / "states" / newest.name, folder / "states" / "99")
-    again = start(resumed, "--checkpoint", folder)
     chip_worker.main([str(tmp_path / "whole.npz"), "--checkpoint", str(tmp_path / "other")])
-    assert finished(again) == ""
-    with np.load(tmp_path / "whole.npz") as one, np.load(resumed) as other:
+    with np.load(tmp_path / "whole.npz") as one, np.load(tmp_path / "resumed.npz") as other:
         assert sorted(one) == sorted(other)
         for name in one:
             np.testing.assert_array_equal(one[name], other[name], err_msg=name)
             assert np.abs(one[name]).max() > 0
-    words = [str(tmp_path / "no.npz"), "--checkpoint", str(folder), "--seed", "1"]
+    words = [str(tmp_path / "no.npz"), "--checkpoint", str(tmp_path / "kept"), "--seed", "1"]
     with pytest.raises(ValueError, match="is of other data: the first batch differs"):
         chip_worker.main(words)
 
