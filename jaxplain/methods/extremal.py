@@ -31,6 +31,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxplain.methods.descent import Tensors, gaussian_blur, through, undefined
@@ -77,29 +78,55 @@ class ExtremalChannels(NamedTuple):
     history: Float[Array, "b s"]
 
 
-def _area_loss(m: jax.Array, areas: tuple[float, ...]) -> jax.Array:
+def _ranked(values: jax.Array, below: Any) -> jax.Array:
+    """Return the value (N,) that has `below` others before it, without sorting.
+
+    Its bits are found one after the other: those of floats that are not negative have their order.
+    """
+    bits = lax.bitcast_convert_type(values, jnp.int64 if values.dtype.itemsize == 8 else jnp.int32)
+
+    def halve(_: Any, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = ends
+        middle = low + (high - low) // 2
+        far = (bits <= middle).sum() > below
+        return jnp.where(far, low, middle + 1), jnp.where(far, middle, high)
+
+    infinity = lax.bitcast_convert_type(jnp.asarray(jnp.inf, values.dtype), bits.dtype)
+    ends = (jnp.zeros_like(infinity), infinity)
+    least = lax.fori_loop(0, 8 * values.dtype.itemsize - 1, halve, ends)[1]
+    return lax.bitcast_convert_type(least, values.dtype)
+
+
+def _area_loss(m: jax.Array, areas: tuple[float, ...], ranks: jax.Array | None = None) -> jax.Array:
     """Return R_a (2) of flat masks (A, N), as a mean square.
 
     Where values tie at the edge of the area, any of them may be inside. They share what room there
     is, so that no place is preferred before the score has spoken: whatever is inside is drawn
-    further in, and what began as a coin's toss would stay.
+    further in, and what began as a coin's toss would stay. With ranks (A, N), those of the highest
+    are inside.
     """
     count = m.shape[1]
-    known = jax.lax.stop_gradient(m)
-    order = jnp.sort(known, 1)
+    known = lax.stop_gradient(m)
 
-    def reference(values: jax.Array, ascending: jax.Array, area: float) -> jax.Array:
+    def reference(values: jax.Array, rank: jax.Array | None, area: float) -> jax.Array:
         """Return 1 at the largest values."""
         zeros = int(count * (1 - area))
         if zeros == count:
             return jnp.zeros_like(values)
-        least = ascending[zeros]
+        least = _ranked(values, zeros)
         above = values > least + _TIE
         tied = ~above & (values >= least - _TIE)
         room = count - zeros - above.sum()
+        if rank is not None:
+            # Ranks are not negative, and what is not tied lies below all of them.
+            rank = jnp.where(tied, rank + 1, 0)
+            least = _ranked(rank, count - room)
+            above, tied = above | (rank > least), rank == least
+            room = count - zeros - above.sum()
         return above + tied * (room / tied.sum()).astype(values.dtype)
 
-    r = jnp.stack([reference(known[i], order[i], area) for i, area in enumerate(areas)])
+    given = [None] * len(areas) if ranks is None else list(ranks)
+    r = jnp.stack([reference(*each) for each in zip(known, given, areas, strict=True)])
     return ((m - r) ** 2).mean(1)
 
 
@@ -107,7 +134,7 @@ def _perturbed(pyramid: jax.Array, m: jax.Array) -> jax.Array:
     """Return images (A, H, W, C), between the levels (L, H, W, C) that masks (A, H, W) name."""
     levels = pyramid.shape[0]
     height = m * (levels - 1)
-    below = jax.lax.stop_gradient(jnp.clip(jnp.floor(height), 0, levels - 2))
+    below = lax.stop_gradient(jnp.clip(jnp.floor(height), 0, levels - 2))
     part = height - below
     shown = jnp.zeros((*m.shape, pyramid.shape[-1]), pyramid.dtype)
     for level in range(levels):
@@ -188,6 +215,7 @@ def extremal_perturbation(
     flip: bool = True,
     smooth: float = 0.0,
     score: Score = "logit",
+    precedence: Float[Array, "a y x"] | None = None,
 ) -> ExtremalPerturbation:
     """Return the masks of given areas that excite each target most, and their sum.
 
@@ -217,13 +245,18 @@ def extremal_perturbation(
         smooth: blur of the heat map, as a share of the image's shorter side; the paper takes 0.09
             where maxima are compared.
         score: what is rewarded, as in `gradient`.
+        precedence: (A, H', W') which of the places that tie at the edge of an area are inside:
+            those of the larger numbers, which are not negative; None lets them share the room. The
+            mask is flat at first, so that this is the whole of the first step. It has the size of
+            the mask whose area is measured: with a border of "zero", wider than the image by sigma
+            on every side.
 
     Returns:
         The heat map, the masks, what they cover, and the history.
 
     Raises:
         ValueError: an area that is not between 0 and 1; fewer than one step or two levels; a
-            kernel wider than the image; an unknown variant or border.
+            kernel wider than the image; an unknown variant or border; a precedence of another size.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -273,6 +306,11 @@ def extremal_perturbation(
         m = smooth_masks(parameters, grids, cell, mirror=mirror)
         return cropped(m, grids) if mirror else m
 
+    whole = jax.eval_shape(measured, jnp.ones((count, *(g.parameters for g in grids)))).shape
+    if precedence is not None and precedence.shape != whole:
+        raise ValueError(f"precedence has shape {precedence.shape}; expected {whole}")
+    ranks = None if precedence is None else precedence.reshape(count, -1)
+
     def seen(m: jax.Array) -> jax.Array:
         """Return the part of measured masks that lies in the image."""
         return m[:, :height, :width] if mirror else cropped(m, grids)
@@ -284,7 +322,7 @@ def extremal_perturbation(
 
         def loss(found: Tensors, m: jax.Array, step: jax.Array) -> jax.Array:
             scores = measure(found["logits"], jnp.full(found["logits"].shape[0], target))
-            area = _area_loss(m.reshape(count, -1), shares)
+            area = _area_loss(m.reshape(count, -1), shares, ranks)
             return (area_weight * growth**step * area - _reward(scores, variant, count)).sum()
 
         through_mask = through(model, compose, loss, ["logits"])

@@ -6,14 +6,18 @@ mean with weights $\exp(20 f)$. The kernel is one within half of $\sigma$ and fa
 $\exp(-2 (d/\sigma - \frac12)^2)$.
 """
 
+import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float
 
 COLDNESS = 20.0
+_LANES = 8
 
 
 class Grid(NamedTuple):
@@ -94,19 +98,92 @@ def smooth_masks(
         (1, 11, 11)
     """
     middle = (cell - 1) / 2 if mirror else 0.0
-    k = jnp.asarray(kernel(cell, grids[0].margin, middle), parameters.dtype)
-    near = k.shape[0]
     rows, columns = grids[0].blocks, grids[1].blocks
     around = ((0, 0), *((g.padding, g.padding) for g in grids))
     padded = jnp.pad(parameters, around, mode="symmetric" if mirror else "constant")
-    seen = jnp.stack([padded[:, down : down + rows] for down in range(near)], 1)
-    seen = jnp.stack([seen[..., right : right + columns] for right in range(near)], 2)
-    seen = seen.reshape(-1, near * near, rows, columns)
-    v = seen[..., None, None] * k.reshape(1, near * near, 1, 1, cell, cell)
-    weight = jnp.exp(COLDNESS * (v - 1))  # parameters are at most 1
-    m = (weight * v).sum(1) / weight.sum(1)
-    m = m.transpose(0, 1, 3, 2, 4).reshape(-1, rows * cell, columns * cell)
+    # Whole vectors of a CPU; what is more than the columns is cut off.
+    wide = -(-columns // _LANES) * _LANES
+    padded = jnp.pad(padded, ((0, 0), (0, 0), (0, wide - columns)))
+    m: jax.Array = _smooth_maxima(padded, cell, grids[0].margin, middle, (rows, wide))
+    m = m[..., :columns].reshape(-1, cell, cell, rows, columns)
+    m = m.transpose(0, 3, 1, 4, 2).reshape(-1, rows * cell, columns * cell)
     return m[:, : rows * cell - cell + 1, : columns * cell - cell + 1]
+
+
+def _kernels(cell: int, sigma: int, middle: float, dtype: Any) -> jax.Array:
+    """Return the kernel (n, n, 1, cell², 1, 1)."""
+    k = jnp.asarray(kernel(cell, sigma, middle), dtype)
+    return k.reshape(k.shape[0], k.shape[0], 1, cell * cell, 1, 1)
+
+
+def _seen(
+    padded: jax.Array, down: jax.Array, near: int, blocks: tuple[int, int]
+) -> list[jax.Array]:
+    """Return the parameters (A, 1, rows, columns) that blocks see in each column of a row."""
+    count, _, across = padded.shape
+    row = lax.dynamic_slice(padded, (0, down, 0), (count, blocks[0], across))
+    return [row[:, None, :, right : right + blocks[1]] for right in range(near)]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+def _smooth_maxima(
+    padded: jax.Array, cell: int, sigma: int, middle: float, blocks: tuple[int, int]
+) -> jax.Array:
+    """Return the mask (A, cell², rows, columns) of each pixel of every block.
+
+    The values of all neighbours of all pixels would be a hundred times the mask: a row of
+    neighbours is added at a time, and on the way back its exponentials are made again.
+    """
+    return _forwards(padded, cell, sigma, middle, blocks)[0]
+
+
+def _forwards(
+    padded: jax.Array, cell: int, sigma: int, middle: float, blocks: tuple[int, int]
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
+    k = _kernels(cell, sigma, middle, padded.dtype)
+    near = k.shape[0]
+
+    def add(down: jax.Array, sums: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        above, below = sums
+        for right, p in enumerate(_seen(padded, down, near, blocks)):
+            v = p * k[down, right]
+            weight = jnp.exp(COLDNESS * (v - 1))  # parameters are at most 1
+            above, below = above + weight * v, below + weight
+        return above, below
+
+    zero = jnp.zeros((padded.shape[0], cell * cell, *blocks), padded.dtype)
+    above, below = lax.fori_loop(0, near, add, (zero, zero))
+    m = above / below
+    return m, (padded, m, below)
+
+
+def _backwards(
+    cell: int,
+    sigma: int,
+    middle: float,
+    blocks: tuple[int, int],
+    kept: tuple[jax.Array, jax.Array, jax.Array],
+    slope: jax.Array,
+) -> tuple[jax.Array]:
+    padded, m, below = kept
+    k = _kernels(cell, sigma, middle, padded.dtype)
+    near = k.shape[0]
+    share = slope / below
+
+    def add(down: jax.Array, found: jax.Array) -> jax.Array:
+        for right, p in enumerate(_seen(padded, down, near, blocks)):
+            v = p * k[down, right]
+            # Of smax: the weight's share, and more for what is above the mean.
+            each = k[down, right] * jnp.exp(COLDNESS * (v - 1)) * (1 + COLDNESS * (v - m))
+            more, place = (share * each).sum(1), (0, down, right)
+            before = lax.dynamic_slice(found, place, more.shape)
+            found = lax.dynamic_update_slice(found, before + more, place)
+        return found
+
+    return (lax.fori_loop(0, near, add, jnp.zeros_like(padded)),)
+
+
+_smooth_maxima.defvjp(_forwards, _backwards)
 
 
 def cropped(m: Float[Array, "a y x"], grids: tuple[Grid, Grid]) -> Float[Array, "a h w"]:

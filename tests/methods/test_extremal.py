@@ -87,6 +87,45 @@ def test_rounding_does_not_choose_among_equal_places():
     np.testing.assert_allclose(slope, 2 * (0.99 - 0.2) / 50, rtol=1e-4)
 
 
+def test_precedence_orders_what_ties_and_nothing_else():
+    m = jnp.array([[0.9, 0.5, 0.5, 0.1, 0.5, 0.5, 0.1, 0.1], [0.5] * 8])
+    ranks = jnp.array([[0.0, 1, 3, 9, 0, 2, 9, 9], [4, 1, 1, 1, 5, 0, 0, 0]])
+    slope = jax.grad(lambda m: _area_loss(m, (0.375, 0.5), ranks).sum())(m)
+    inside = m - slope * 8 / 2
+    # Three places of the first, and four of the second, of which three share the room of two.
+    np.testing.assert_allclose(inside[0], [1, 0, 1, 0, 0, 1, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(inside[1], [1, 2 / 3, 2 / 3, 2 / 3, 1, 0, 0, 0], atol=1e-6)
+
+
+def test_mask_begins_where_precedence_says():
+    blind = Model.from_function(lambda w, x: x.mean((1, 2, 3))[:, None] * w, jnp.zeros((1, 2)))
+    first = jnp.zeros((1, 16, 16)).at[:, 2:6, 10:14].set(1)
+    found = extremal_perturbation(
+        blind, jnp.ones((1, 16, 16, 3)), jnp.array([0]), areas=1 / 16, steps=30, precedence=first
+    )
+    inside, outside = found.masks[first[None] > 0], found.masks[first[None] == 0]
+    assert float(inside.mean()) > float(outside.mean()) + 0.2
+
+
+def test_slope_of_masks_is_their_difference_quotient():
+    draw = np.random.default_rng(3)
+    parameters, away = draw.uniform(size=(2, 2, 5, 6)) * 0.9
+    for mirror in (True, False):
+
+        def total(p, mirror=mirror):
+            m = np.stack([mask_of(each, (10, 12), mirror=mirror) for each in p])
+            return (m * np.cos(np.arange(12))).sum()
+
+        expected = (total(parameters + 1e-5 * away) - total(parameters - 1e-5 * away)) / 2e-5
+        slope = jax.grad(
+            lambda p, mirror=mirror: (
+                cropped(smooth_masks(p, GRIDS, CELL, mirror=mirror), GRIDS)
+                * jnp.cos(jnp.arange(12.0))[None, None]
+            ).sum()
+        )(jnp.asarray(parameters, jnp.float32))
+        np.testing.assert_allclose((slope * away).sum(), expected, rtol=1e-3)
+
+
 def test_images_lie_between_two_levels_of_blur():
     pyramid = jnp.arange(4.0)[:, None, None, None] ** 2 * jnp.ones((1, 1, 7, 1))
     mask = jnp.array([0.0, 1 / 6, 1 / 3, 0.5, 5 / 6, 1.0, 1.0])[None, None]
@@ -240,6 +279,7 @@ def test_smoothing_and_several_areas_make_one_map():
         ({"sigma": 6}, "sigma=6.*shorter side is 10"),
         ({"cell": 0}, "cell=0"),
         ({"blur": -1.0}, "sigma=-1.0"),
+        ({"precedence": jnp.ones((1, 3, 3))}, r"precedence has shape \(1, 3, 3\); expected"),
     ],
 )
 def test_bad_options_are_refused(options, message):
