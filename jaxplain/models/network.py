@@ -5,7 +5,7 @@ A network is a Flax Linen module: `network.init(key, images)` makes its variable
 trains it. Its parameters lie flat under the layer's name,
 `variables["params"]["layer1.0.conv1"]["kernel"]`, so that names in files, in the tree and in
 explanations are the same. Each network is also a plain function, `vgg16(params, images, gates=...,
-masks=...)`.
+masks=...)`: `jaxplain.models.functions` has them all.
 """
 
 from collections.abc import Callable, Mapping

@@ -21,7 +21,7 @@ from ports import SIZES
 
 from jaxplain.adapters import LinenApply
 from jaxplain.model import Model
-from jaxplain.models import MODELS, parameter_count
+from jaxplain.models import MODELS, functions, parameter_count
 from jaxplain.models.weights.fill import torch_plan
 from jaxplain.trace.layers import edit, split
 
@@ -257,6 +257,23 @@ def test_the_layers_that_methods_use_exist(name):
     assert len(shapes[architecture.default_layer]) == 4
     assert len(shapes[architecture.evidence_layer]) == 4
     assert shapes[prepared(name).network.head] == (2, 1000)
+
+
+def test_every_network_is_a_plain_function():
+    assert sorted(functions.__all__) == sorted(SIZES)
+    assert all(getattr(functions, name).__name__ == name for name in SIZES)
+
+
+@pytest.mark.parametrize("name", ["vgg_f", "vgg13_bn", "resnet18"])
+def test_a_plain_function_makes_the_program_of_the_module(name):
+    port, function = prepared(name), getattr(functions, name)
+    found = Program.of(
+        lambda tree: function(
+            tree["variables"], tree["images"], gates=tree["gates"], masks=tree["masks"]
+        ),
+        port.tree | port.edits,
+    )
+    assert found.described() == port.edited.described()
 
 
 def test_vgg_f_has_as_many_parameters_as_the_paper_says():
