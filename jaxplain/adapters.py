@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
-from jax.core import Tracer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -349,39 +348,3 @@ def _tag(output: Any, path: str) -> Any:
     if output.ndim != 3:
         return checkpoint_name(output, path)
     return jnp.transpose(checkpoint_name(jnp.transpose(output, (1, 2, 0)), path), (2, 0, 1))
-
-
-# -- anything --------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class BlackBox:
-    """A function of NumPy images, run on the host wherever it is called from.
-
-    Attributes:
-        function: float images (n, H, W, C) -> logits (n, classes).
-        classes: how many there are.
-    """
-
-    function: Callable[[np.ndarray], Any]
-    classes: int
-
-    def __call__(self, params: Any, images: jax.Array) -> jax.Array:
-        """Return the logits."""
-        del params
-        if not isinstance(images, Tracer):
-            return jnp.asarray(self._logits(images))
-        shape = jax.ShapeDtypeStruct((images.shape[0], self.classes), images.dtype)
-        return jax.pure_callback(self._logits, shape, images, vmap_method="expand_dims")
-
-    def _logits(self, images: Any) -> np.ndarray:
-        # A copy: the function may write into it.
-        pictures = np.array(images)
-        flat = pictures.reshape(-1, *pictures.shape[-3:])
-        found = np.asarray(self.function(flat))
-        if found.shape != (len(flat), self.classes):
-            raise ValueError(
-                f"the black box returned shape {found.shape} for {len(flat)} images; "
-                f"expected {(len(flat), self.classes)}: a logit a class"
-            )
-        return found.reshape(*pictures.shape[:-3], self.classes).astype(pictures.dtype)

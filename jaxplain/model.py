@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxplain.adapters import (
-    BlackBox,
     LinenApply,
     LinenCapture,
     NnxApply,
@@ -19,6 +18,7 @@ from jaxplain.adapters import (
     equinox_apply,
     haiku_apply,
 )
+from jaxplain.black_box import BlackBox
 from jaxplain.preprocessing import Preprocessing
 from jaxplain.scores import probabilities
 

@@ -119,6 +119,10 @@ def check_targets(targets: Any, logits: jax.Array | jax.ShapeDtypeStruct) -> jax
         ValueError: not one target an image, or a class that does not exist.
     """
     known = not isinstance(targets, Tracer)
+    if known and not isinstance(targets, jax.Array):
+        dtype = np.asarray(targets).dtype
+        if dtype.kind not in "iufcb":
+            raise TypeError(f"targets have dtype {dtype}; expected integers")
     array = jnp.asarray(targets)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"targets have dtype {array.dtype}; expected integers")

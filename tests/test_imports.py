@@ -17,7 +17,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # A room is a module or a folder directly in the package. It may import the rooms of lower floors
 # and itself; the list begins with the lowest.
 FLOORS = [
-    {"adapters", "names", "outputs"},
+    {"adapters", "black_box", "names", "outputs"},
     {"checkpoints", "preprocessing", "scores", "sharding"},
     {"model"},
     {"data", "models", "solvers", "superpixels"},

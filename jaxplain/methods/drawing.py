@@ -10,6 +10,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from jaxplain.black_box import own_words
+from jaxplain.methods.method import check_key
 from jaxplain.methods.scene import Scene, check_answers, check_many, look_at_whole
 from jaxplain.methods.surrogate import GROUPS, Draw, Kernel, Moments, empty, gather, steady
 from jaxplain.model import Model, check_differentiable
@@ -115,8 +117,37 @@ def draw(
         progress: called with (samples so far, most, largest standard error) after each round.
 
     Raises:
-        ValueError: as `check_answers`; a tolerance that is not positive, or in compiled code.
+        ValueError: as `check_answers`; a tolerance that is not positive, or in compiled code. What
+            a black box raises.
     """
+    with own_words():
+        return _draw(
+            model,
+            scene,
+            given,
+            surrogate,
+            plan,
+            key=key,
+            width=width,
+            num_samples=num_samples,
+            tolerance=tolerance,
+            progress=progress,
+        )
+
+
+def _draw(
+    model: Model,
+    scene: Scene,
+    given: Any,
+    surrogate: Surrogate,
+    plan: Plan,
+    *,
+    key: Key[Array, ""],
+    width: Any,
+    num_samples: int,
+    tolerance: float | int | None,
+    progress: Progress | None,
+) -> Any:
     if tolerance is None:
         found = _explain(model, scene, given, key, width, num_samples, surrogate, plan)
         if not isinstance(found.samples, Tracer):
@@ -213,6 +244,8 @@ def for_targets(
         def checked(model: Model, images: Any, targets: Any, *given: Any, **options: Any) -> Any:
             if gradient is not None and gradient(*given, **options):
                 check_differentiable(model, function.__module__.rpartition(".")[2])
+            if "key" in options:
+                check_key(options["key"])
             images, several = check_many(model, images, targets)
             found: Any = function(model, images, several, *given, **options)  # type: ignore[call-arg]
             if jnp.ndim(targets) == 2:

@@ -14,6 +14,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from jaxplain.black_box import own_words
 from jaxplain.model import Model, check_differentiable, check_images
 from jaxplain.names import unknown
 from jaxplain.scores import check_targets
@@ -82,6 +83,22 @@ def check_inputs(model: Model, images: Any, targets: Any) -> tuple[jax.Array, ja
     return images, check_targets(targets, found)
 
 
+def check_key(key: Any) -> None:
+    """Raise TypeError for what is no key of `jax.random`.
+
+    Example:
+        >>> check_key(jax.random.key(0))
+        >>> check_key(0)
+        Traceback (most recent call last):
+        TypeError: key=0; expected one of jax.random, such as jax.random.key(0)
+    """
+    # Raw keys of older code are arrays of 32-bit words.
+    kinds = (jax.dtypes.prng_key, np.uint32)
+    if isinstance(key, jax.Array | np.ndarray) and any(jnp.issubdtype(key.dtype, k) for k in kinds):
+        return
+    raise TypeError(f"key={key!r}; expected one of jax.random, such as jax.random.key(0)")
+
+
 def check_weights(model: Model) -> None:
     """Raise ValueError where known parameters hold NaN or infinity; a model is looked at once.
 
@@ -138,8 +155,13 @@ def explainer(*static: str, gradient: bool = True) -> Callable[[Callable[P, R]],
                     raise TypeError(f"{function.__name__}: {unknown('option', name, known)}")
             # A list of areas or sizes says the same as a tuple, which a compiled program can keep.
             options |= {n: tuple(options[n]) for n in static if isinstance(options.get(n), list)}
+            if "key" in options:
+                check_key(options["key"])
             images, targets = check_inputs(model, images, targets)
-            return compiled(model, images, targets, **options)
+            if not model.black_box or isinstance(images, Tracer):
+                return compiled(model, images, targets, **options)
+            with own_words():
+                return jax.block_until_ready(compiled(model, images, targets, **options))
 
         return checked  # type: ignore[return-value]
 
