@@ -6,6 +6,8 @@
   of a meaningful perturbation needs a pass of one image, of an extremal perturbation a pass of an
   image for every area. Everything else is the method's own cost: masks, blurs, areas, Adam. There
   are fewer iterations than usual, in the method as in the passes.
+- Where torch and torchvision are installed (`pip install '.[bench]'`), extremal perturbations over
+  as many iterations of TorchRay's algorithm in torch (Fong et al. 2019), written anew.
 - RISE and occlusion over as many forward passes, in batches of the same size.
 - The masks that RISE needs for one standard error, in pairs of opposites, and the memory of its
   compiled program for 128 and for 8192 masks.
@@ -16,21 +18,26 @@ VGG-19 with random weights, which change no time. XLA gets the flags that the co
 """
 
 import functools
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from figures import Figures, run
 
 import jaxplain as jxp
 from jaxplain.cli.compilation import tune
 from jaxplain.data.an8flower import dataset_arrays
 from jaxplain.data.digits import digits
+from jaxplain.methods.descent import gaussian_blur
 from jaxplain.methods.inversion import inversion_layers
+from jaxplain.methods.smooth_masks import grid_of, kernel
 
 PAIRS = 3
 AREAS = (0.1, 0.2)
+WITH_TORCH = all(importlib.util.find_spec(name) for name in ("torch", "torchvision"))
 
 
 def _key() -> jax.Array:
@@ -66,13 +73,11 @@ def _inputs(model: jxp.Model, batch: int) -> tuple[jax.Array, jax.Array]:
     return images, jnp.arange(batch) % 5
 
 
-def _optimised(
-    figures: Figures, label: str, model: jxp.Model, steps: int, *, only: str | None = None
-) -> None:
-    """Time the methods that descend, or one of them, `steps` iterations of each."""
+def _optimised(figures: Figures, label: str, model: jxp.Model, steps: int) -> None:
+    """Time the methods that descend, `steps` iterations of each."""
     images, targets = _inputs(model, 1)
     _, inner = inversion_layers(model, images)
-    early = steps // 4
+    early = max(steps // 4, 1)
 
     def passes(copies: int, count: int) -> list[jax.Array]:
         shown, classes = jnp.repeat(images, copies, 0), jnp.repeat(targets, copies)
@@ -83,8 +88,6 @@ def _optimised(
         return _forward(model, images), before, passes(2, steps)
 
     def compare(name: str, method: Callable[..., Any], baseline: Callable[[], Any]) -> None:
-        if only not in (None, name):
-            return
         figures.ratio(
             f"masks/{label}/{name}",
             lambda: method(model, images, targets),
@@ -108,6 +111,74 @@ def _optimised(
         functools.partial(jxp.extremal_perturbation, areas=AREAS, steps=steps),
         lambda: passes(len(AREAS), steps),
     )
+
+
+def _over_torch(figures: Figures, label: str, model: jxp.Model, steps: int) -> None:
+    images, targets = _inputs(model, 1)
+    figures.ratio(
+        f"masks/{label}/extremal_perturbation/over_torch",
+        lambda: jxp.extremal_perturbation(model, images, targets, areas=AREAS, steps=steps),
+        _torch_extremal(label, images, steps),
+        at_most=1.1,
+        pairs=PAIRS,
+    )
+
+
+def _torch_extremal(name: str, images: jax.Array, steps: int) -> Callable[[], Any]:
+    """What torch does for the masks of `AREAS` of one image: a loop over steps."""
+    import torch
+    from torch.nn import functional
+    from torchvision import models
+
+    network = getattr(models, name)(weights=None).eval().requires_grad_(False)
+    cell, sigma, levels = 7, 21, 8
+    grid = grid_of(224, cell, sigma)
+    near, whole = 2 * (grid.padding - (grid.blocks - grid.parameters) // 2) + 1, grid.blocks
+    shape = torch.from_numpy(kernel(cell, sigma)).reshape(1, near**2, 1, 1, cell, cell)
+    pyramid = torch.stack(
+        [
+            torch.from_numpy(
+                np.array(gaussian_blur(images, 20 * (1 - n / (levels - 1)), zeros=True))
+            )[0].permute(2, 0, 1)
+            for n in range(levels)
+        ]
+    )
+
+    def masks(parameters: Any) -> Any:
+        around = functional.unfold(parameters, near, padding=grid.padding)
+        v = around.reshape(-1, near**2, whole, whole, 1, 1) * shape
+        m = ((20 * v).softmax(1) * v).sum(1).permute(0, 1, 3, 2, 4)
+        return m.reshape(-1, 1, whole * cell, whole * cell)[..., : 1 - cell, : 1 - cell]
+
+    def shown(m: Any) -> Any:
+        height = m * (levels - 1)
+        below = height.detach().floor()
+        some = pyramid[:, None].expand(-1, len(m), -1, -1, -1)
+        index = below.long().expand(-1, 3, -1, -1)[None]
+        low, high = some.gather(0, index)[0], some.gather(0, (index + 1).clamp(max=levels - 1))[0]
+        return low + (height - below) * (high - low)
+
+    def descend() -> Any:
+        parameters = torch.ones(len(AREAS), 1, grid.parameters, grid.parameters, requires_grad=True)
+        optimiser = torch.optim.SGD([parameters], lr=0.01, momentum=0.9, dampening=0.9)
+        for step in range(steps):
+            m = masks(parameters)
+            inside = m[..., sigma : sigma + 224, sigma : sigma + 224]
+            seen = shown(inside)
+            ordered = m.flatten(1).sort(1).values
+            wanted = torch.zeros_like(ordered)
+            for row, area in zip(wanted, AREAS, strict=True):
+                row[int(len(row) * (1 - area)) :] = 1
+            score = network(seen.flip(3) if step % 2 == 0 else seen)[:, 0]
+            area = 300 * 1.0035**step * ((ordered - wanted) ** 2).mean(1)
+            optimiser.zero_grad()
+            (area - score).sum().backward()
+            optimiser.step()
+            with torch.no_grad():
+                parameters.clamp_(0, 1)
+        return masks(parameters).detach()
+
+    return descend
 
 
 def _sampled(figures: Figures, label: str, model: jxp.Model, rounds: int, chunk: int) -> None:
@@ -140,9 +211,8 @@ def _sampled(figures: Figures, label: str, model: jxp.Model, rounds: int, chunk:
 
 
 def _batch(figures: Figures, label: str, model: jxp.Model, steps: int) -> None:
-    # As above, so that one image takes no program of its own.
     method = functools.partial(
-        jxp.guided_feature_inversion, inversion_steps=steps // 4, steps=steps
+        jxp.guided_feature_inversion, inversion_steps=max(steps // 4, 1), steps=steps
     )
     one, eight = _inputs(model, 1), _inputs(model, 8)
     figures.ratio(
@@ -200,13 +270,16 @@ def main(figures: Figures) -> None:
         _sampled(figures, "flowers", flowers, rounds=4, chunk=16)
         _batch(figures, "flowers", flowers, steps=8)
         return
-    for name in ("resnet18", "vgg16"):
+    # Few iterations of the large networks: an image of VGG-16 takes a second there and back.
+    for name, steps in (("resnet18", 8), ("vgg16", 4), ("vgg19", 4)):
         model = jxp.load_model(name, "random")
-        _optimised(figures, name, model, steps=8)
+        _optimised(figures, name, model, steps)
+        if name == "vgg19":
+            continue
         _sampled(figures, name, model, rounds=3, chunk=8)
-        _batch(figures, name, model, steps=8)
-    model = jxp.load_model("vgg19", "random")
-    _optimised(figures, "vgg19", model, steps=4, only="guided_feature_inversion")
+        _batch(figures, name, model, steps=2)
+        if WITH_TORCH:
+            _over_torch(figures, name, model, steps)
 
 
 if __name__ == "__main__":
