@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from figures import Figures, run, seconds, time_ratio
 
+import jaxplain as jxp
+from jaxplain.adapters import LinenApply
 from jaxplain.cli.compilation import tune
 from jaxplain.models.weights.sources import Loader
 from jaxplain.models.zoo import ARCHITECTURES
@@ -24,7 +26,11 @@ WITH_TORCH = all(importlib.util.find_spec(name) for name in ("torch", "torchvisi
 
 
 def main(figures: Figures) -> None:
-    """Forward, and forward and backward to the pictures, of VGG-16, ResNet-50 and Inception-V3."""
+    """Forward, and forward and backward to the pictures, of VGG-16, ResNet-50 and Inception-V3.
+
+    Backward twice: by `jax.grad`, and by `jaxplain.gradient`, which has ways of its own for
+    poolings and for convolutions of few channels.
+    """
     tune()
     peak = matmul_peak()
     figures.add("forward/matmul_peak_gflops", peak / 1e9)
@@ -51,11 +57,16 @@ def measure(figures: Figures, name: str, batch: int, peak: float, pairs: int) ->
         return network.apply(variables, images)[:, 0].sum()
 
     forward, backward = jax.jit(network.apply), jax.jit(jax.grad(total))
+    model = jxp.Model.from_function(
+        LinenApply(network), variables, input_shape=architecture.input_shape, name=name
+    )
+    targets = jnp.zeros(batch, int)
     work = flops(network.apply, variables, images)
     # Backward to the pictures is one more product for each: those with the transposed kernels.
     for kind, ours, times in (
         ("forward", lambda: forward(variables, images), 1),
         ("forward_backward", lambda: backward(images, variables), 2),
+        ("gradient", lambda: jxp.gradient(model, images, targets), 2),
     ):
         label = f"forward/{name}/batch{batch}/{kind}"
         seconds(ours)
