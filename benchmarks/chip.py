@@ -2,7 +2,8 @@
 
 VGG-16 at 224 x 224 has random weights, which changes no time. For its last convolution three ways
 are compared with the bare forward of the same images: contributions of channels computed once (what
-`fit` does), the head run again for every gate vector, and the whole network run again.
+`fit` does), the head run again for every gate vector, and the whole network run again. All of it is
+compiled as `jaxplain fit chip` compiles (docs/performance.md).
 """
 
 import functools
@@ -21,11 +22,15 @@ import numpy as np
 from figures import Figures, run, seconds, time_ratio
 
 import jaxplain as jxp
+from jaxplain.cli.compilation import tune
 from jaxplain.methods.chip import engine
 from jaxplain.methods.chip.options import Options
 from jaxplain.methods.chip.run import Run
 from jaxplain.methods.streaming import Batch, Stream
 from jaxplain.sharding import check_mesh, data_mesh
+
+# Before JAX computes anything.
+tune()
 
 GATES = 100
 ILSVRC = 1_281_167
@@ -125,7 +130,7 @@ def _last_layer(figures: Figures, model: jxp.Model, layer: str) -> None:
 
 
 def _first_layer(figures: Figures, model: jxp.Model, layer: str) -> None:
-    batch, gates = (1, 4) if figures.quick else (4, GATES)
+    batch, gates = (1, 12) if figures.quick else (4, GATES)
     fit, first = prepared(model, layer, batch, gates)
     images = jnp.asarray(pictures(model, batch))
     shape = next(known.shape for known in model.layers() if known.name == layer)
@@ -195,7 +200,8 @@ def _devices(name: str, layer: str, batch: int) -> None:
 
 def _elsewhere(call: str, devices: int = 1) -> str:
     """Run a function of this script in another process and return its last line."""
-    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    flags = f"{tune()} --xla_force_host_platform_device_count={devices}"
+    environment = {**os.environ, "XLA_FLAGS": flags}
     command = [sys.executable, "-c", f"import chip; chip.{call}"]
     folder = Path(__file__).parent
     made = subprocess.run(

@@ -204,12 +204,11 @@ def _flowers(figures: Figures, variant: str) -> None:
     model = jxp.load_model(f"an8flower-{variant.replace('_', '-')}")
     features = interpretation.shipped(model)
     figures.add(f"{variant}/gap", float(features.gap.max()), at_most=1e-6)
-    # The recipe's test split.
-    count = 48 if figures.quick else 1200
+    count = 48 if figures.quick else 600
     test = dataset_arrays(variant, "test", count)
     images = np.asarray(model.preprocessing.batch(list(test.images)))
     _areas(figures, variant, model, images, test)
-    few = slice(0, 24 if figures.quick else 300)
+    few = slice(0, 24 if figures.quick else 120)
     _occlusion(figures, variant, model, images[few], test.labels[few])
 
 
