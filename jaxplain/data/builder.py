@@ -31,6 +31,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from jaxplain.data import SPLITS
 from jaxplain.data.an8flower import PARTS, VARIANTS, Flower, find_variant, render, render_many
 from jaxplain.names import unknown
+from jaxplain.outputs import check_writable
 
 PER_CLASS = (700, 100, 200)
 """Pictures of each class for training, validation and test: 1000 in all."""
@@ -201,6 +202,8 @@ def build(
     folder = data_folder() if data_dir is None else Path(data_dir).absolute()
     name = config if isinstance(config, str) else config.name
     path = folder / An8flower.name / name / str(An8flower.VERSION)
+    if not path.exists():
+        check_writable(path / _INFO)
     with _alone(path.parent), TemporaryDirectory() as nothing, _quiet():
         if not path.exists():
             builder = An8flower(data_dir=folder, config=config, file_format="array_record")

@@ -25,7 +25,7 @@ from jaxplain.evaluation.energy import energy_inside
 from jaxplain.evaluation.mask_iou import mask_iou
 from jaxplain.evaluation.perturbation import insertion_deletion
 from jaxplain.evaluation.pointing import pointing_game
-from jaxplain.evaluation.results import Estimate
+from jaxplain.evaluation.results import Estimate, content_of
 from jaxplain.evaluation.thresholds import ENOUGH, FRACTIONS
 from jaxplain.model import Model
 
@@ -389,13 +389,7 @@ class Leaderboard:
         Raises:
             ValueError: no JSON, or not of a leaderboard.
         """
-        try:
-            content = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"text is not JSON: {error}") from error
-        found = content.pop("format", None) if isinstance(content, dict) else None
-        if found != FORMAT:
-            raise ValueError(f"format is {found!r}, expected {FORMAT!r}")
+        content = content_of(text, FORMAT)
         try:
             lines = tuple(_standing(line) for line in content.pop("standings"))
             return cls(standings=lines, **content)

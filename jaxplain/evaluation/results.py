@@ -245,13 +245,7 @@ class Evaluation:
         Raises:
             ValueError: no JSON, or not of an evaluation.
         """
-        try:
-            content = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"text is not JSON: {error}") from error
-        found = content.pop("format", None) if isinstance(content, dict) else None
-        if found != FORMAT:
-            raise ValueError(f"format is {found!r}, expected {FORMAT!r}")
+        content = content_of(text, FORMAT)
         try:
             results = tuple(_result(result) for result in content.pop("results"))
             fields: dict[str, Any] = {
@@ -260,6 +254,26 @@ class Evaluation:
             return cls(results=results, **fields)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not the fields of an evaluation: {error}") from error
+
+
+def content_of(text: str, kind: str) -> dict[str, Any]:
+    """Return what a JSON text holds besides the name of its format, which must be `kind`.
+
+    Raises:
+        ValueError: no JSON, or of another format.
+
+    Example:
+        >>> content_of('{"format": "colours/1", "red": 3}', "colours/1")
+        {'red': 3}
+    """
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"text is not JSON: {error}") from error
+    found = content.pop("format", None) if isinstance(content, dict) else None
+    if found != kind:
+        raise ValueError(f"format is {found!r}, expected {kind!r}")
+    return content
 
 
 def _result(content: dict[str, Any]) -> MethodResult:

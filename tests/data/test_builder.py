@@ -214,3 +214,9 @@ def test_the_environment_names_the_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
     if sys.platform == "linux":
         assert data_folder() == tmp_path / "home" / "jaxplain"
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_any_work(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(NotADirectoryError, match="file' is a file"):
+        build("single_6c", tmp_path / "file", **SMALL, progress=lambda *_: pytest.fail("rendered"))
