@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -144,6 +145,13 @@ def test_every_command_s_help_has_examples(command):
     result = run(*command, "--help")
     assert result.exit_code == 0, (result.output, result.exception)
     assert f"jaxplain {' '.join(command)}" in result.stdout.partition("Examples")[2]
+
+
+def test_a_paragraph_of_help_breaks_where_the_terminal_does():
+    text = typer.main.get_command(app).commands["train"].help
+    assert "jaxplain explain --weights takes it. A name and --data train" in text
+    assert len(text.split("\n\n")) == 4
+    assert "\n" not in text.replace("\n\n", "")
 
 
 @pytest.mark.parametrize("words", [[], ["data"]], ids=["jaxplain", "data"])
@@ -437,6 +445,9 @@ def test_costly_methods_run_only_if_they_are_named(tmp_path, picture, monkeypatc
     assert "try: jaxplain explain IMAGE --methods slow_two" in (tmp_path / "r.html").read_text()
     assert run(*words, "--methods", "slow").exit_code == 0  # both: they are one function's
     assert {"maps/slow_one", "maps/slow_two"} < set(np.load(tmp_path / "m.npz"))
+    assert run(*words, "--methods", "all, slow_two").exit_code == 0
+    assert {"maps/ink", "maps/slow_two"} < set(np.load(tmp_path / "m.npz"))
+    assert "maps/slow_one" not in np.load(tmp_path / "m.npz")
     monkeypatch.setitem(METHODS, "slow_three", method("slow_three", noise))
     refused(run(*words, "--methods", "slow"), "unknown method 'slow'")
 
@@ -453,6 +464,16 @@ def test_debug_shows_the_error_itself(picture, place):
     result = run(*(["--debug", *words] if place == "before" else [*words, "--debug"]))
     assert isinstance(result.exception, ValueError)
     assert "unknown model" in str(result.exception)
+
+
+def test_ctrl_c_ends_the_program_in_a_line(monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(jaxplain.training, "train", interrupted)
+    result = run("train", "digits")
+    assert (result.exit_code, result.stdout) == (130, "")
+    assert result.stderr.splitlines()[-1] == "stopped"
 
 
 def test_a_wrong_command_suggests_the_right_one():

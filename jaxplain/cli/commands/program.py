@@ -13,12 +13,15 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from jaxplain.cli.commands.options import Debug, Version
-from jaxplain.cli.console import complain
+from jaxplain.cli.console import complain, note
 
 # typer.BadParameter is a UsageError is a ClickException, in Typer's own copy of click or in click
 # itself.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
+
+STOPPED = 130
+"""The exit code of a program that Ctrl-C ended, as shells have it."""
 
 # What becomes one line: what the user can mend, a library that is missing, and too little memory
 # (JAX raises a RuntimeError then).
@@ -55,8 +58,9 @@ class Group(TyperGroup):
             complain(_reason(error))
             code = 2
         except typer.Abort:
-            complain("stopped")
-            code = 130
+            code = STOPPED
+        if code == STOPPED:
+            note("stopped")
         sys.exit(code if isinstance(code, int) else 0)
 
 
