@@ -38,7 +38,9 @@ def nnx_resnet():
     """jaxnn's ResNet of two basic blocks."""
     # Its preparation of images is torchvision's; its networks need nothing of it.
     absent = ("torchvision", "torchvision.transforms", "torchvision.transforms.functional")
-    with mock.patch.dict(sys.modules, dict.fromkeys(absent, mock.MagicMock())):
+    with pytest.MonkeyPatch.context() as patch:
+        for name in absent:
+            patch.setitem(sys.modules, name, mock.MagicMock())
         from jaxnn.models.resnet import BasicBlock, ResNet
     network = ResNet(
         BasicBlock, (1, 1), num_classes=5, channels=(8, 8), zero_init_last=False, rngs=nnx.Rngs(0)

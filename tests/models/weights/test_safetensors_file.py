@@ -95,7 +95,7 @@ def test_a_header_that_lies_is_refused(tmp_path):
 
 def test_nothing_is_left_when_a_file_cannot_be_written(tmp_path):
     (tmp_path / "a.safetensors").mkdir()
-    with pytest.raises(OSError, match="directory"):
+    with pytest.raises(IsADirectoryError, match="it is a folder"):
         write_safetensors(tmp_path / "a.safetensors", ARRAYS, {})
     assert list(tmp_path.iterdir()) == [tmp_path / "a.safetensors"]
     (tmp_path / "file").touch()
