@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxplain.trace import jaxpr as jx
+from jaxplain.trace import product
 from jaxplain.trace.affine import site_values
 from jaxplain.trace.audit import UncoveredError
 from jaxplain.trace.convolution import is_plain, transposed
@@ -242,17 +243,13 @@ def vjp(
     values = [jx.read(tape.env, a) for a in equation.inputs]
     places = [i for i, a in enumerate(equation.inputs) if tape.survey.is_active(a)]
     flows = [i for i, v in enumerate(equation.outputs) if v in tape.survey.active]
-    if equation.name == "conv_general_dilated" and places == [0] and is_plain(equation.params):
-        (signal,) = cotangents
-        assert signal is not None
-        image, weight = values
+    sources = [a for a in equation.inputs if isinstance(a, int) and a in tape.survey.active]
+    signal = cotangents[0]
+    if places == [0] and len(equation.outputs) == 1 and signal is not None:
         signal = signal.astype(tape.env[equation.outputs[0]].dtype)
-        pulled = transposed(signal, weight, image.shape[1:3], equation.params)
-        return [(equation.inputs[0], pulled.astype(image.dtype))]  # type: ignore[list-item]
-    if equation.name == "reduce_window_max" and is_disjoint(equation.params):
-        (signal,) = cotangents
-        assert signal is not None
-        return [(equation.inputs[0], routed(signal, *values, equation.params))]  # type: ignore[list-item]
+        pulled = _pulled(equation, values, signal)
+        if pulled is not None:
+            return [(sources[0], pulled.astype(values[0].dtype))]
 
     def function(*operands: jax.Array) -> list[jax.Array]:
         filled = list(values)
@@ -268,8 +265,21 @@ def vjp(
         arriving.append(
             jnp.zeros_like(output) if cotangent is None else cotangent.astype(output.dtype)
         )
-    sources = [a for a in equation.inputs if isinstance(a, int) and a in tape.survey.active]
     return list(zip(sources, pull(arriving), strict=True))
+
+
+def _pulled(equation: Equation, values: Sequence[Any], signal: jax.Array) -> jax.Array | None:
+    """Pull back through the first operand where JAX's own derivative is slow; else return None."""
+    params = equation.params
+    match equation.name:
+        case "conv_general_dilated" if is_plain(params):
+            image, weight = values
+            return transposed(signal, weight, image.shape[1:3], params)
+        case "dot_general" if product.is_slow(signal, values[1], params):
+            return product.transposed(signal, values[1], params)
+        case "reduce_window_max" if is_disjoint(params):
+            return routed(signal, values[0], params)
+    return None
 
 
 # -- branches and loops ----------------------------------------------------------------------------
