@@ -105,9 +105,9 @@ def penalty_certificate(
     """
     eps = jnp.finfo(w.dtype).eps
     size = jnp.abs(w).sum()
-    if rounding is None:
-        rounding = eps * (largest * size + jnp.abs(corr).max())
-    worst = jnp.abs(residual).max() + rounding
+    plain = eps * (largest * size + jnp.abs(corr).max())
+    rounded = plain if rounding is None else rounding
+    worst = jnp.abs(residual).max() + rounded
     feasible = worst <= penalty
     anchored = anchor.excess <= penalty
     # u = s w + (1 − s) v has ‖q − Qu‖∞ ≤ s · worst + (1 − s) · excess, which this s makes λ.
@@ -117,11 +117,11 @@ def penalty_certificate(
     across = dot(w, anchor.product)
     slack = (penalty * jnp.abs(w) - residual * w).sum() + other
     moved = back * (across - quadratic) + back**2 / 2 * (anchor.energy - 2 * across + quadratic)
-    gap = jnp.maximum(slack + moved, 0) + size * rounding
+    gap = jnp.maximum(slack + moved, 0) + size * rounded
     explained = jnp.abs(dot(corr, w)) + quadratic / 2
     gap = jnp.where(feasible | anchored, gap, jnp.inf)
     return Certificate(
-        _if_semidefinite(quadratic, size * rounding, gap), explained + eps * anchor.energy
+        _if_semidefinite(quadratic, size * rounded, gap), explained + eps * anchor.energy
     )
 
 
