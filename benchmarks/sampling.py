@@ -13,7 +13,7 @@
   are from the true ones.
 - Memory of the compiled program, 4096 samples over 256.
 
-Run `python benchmarks/sampling.py`, which takes a quarter of an hour on two cores, or with
+Run `python benchmarks/sampling.py`, which takes a quarter of an hour or more, or with
 `--quick` for the shipped classifier alone; XLA gets the flags that the command line gives it.
 """
 
@@ -56,13 +56,13 @@ def main(figures: Figures) -> None:
     times(figures, "an8flower", flowers, samples=256 if figures.quick else 960, chunk=32)
     if figures.quick:
         return
-    true_errors(figures, flowers)
     memory(figures, flowers)
     for name in ("vgg16", "inception_v3"):
         model = jxp.load_model(name, weights="random")
         times(figures, name, model, samples=96, chunk=16)
     vgg = jxp.load_model("vgg16", weights="random")
     fewer_forwards(figures, "vgg16", vgg, pictures(vgg, 1))
+    true_errors(figures, flowers)
 
 
 def pictures(model: jxp.Model, count: int) -> jax.Array:
@@ -208,7 +208,7 @@ def true_errors(figures: Figures, model: jxp.Model) -> None:
         found = jxp.mint.explain(looked_up, one, label, (row // 2, row), **plain, **options)
         return found.fine_importances, found.fine_stderr
 
-    keys = jax.random.split(KEY, 128)
+    keys = jax.random.split(KEY, 16)
     for name, explain in {"lime": lime, "mint": mint}.items():
         own = {"key": jax.random.key(1), "num_samples": 2**15, "chunk": 4096, **jxp.lime.PLAIN}
         truth, _ = explain(**own)
