@@ -19,6 +19,7 @@ the percentile interval ($z_0 = a = 0$) ignores.
 Where every value is 1, or every value 0, all resamples are alike. The bounds are then those of n
 hits of n, or of none, by Clopper and Pearson (Biometrika 1934): $(\alpha/2)^{1/n}$ to 1, or 0 to
 $1 - (\alpha/2)^{1/n}$. They hold for any measure between 0 and 1, and are taken if all values are.
+Otherwise there are no bounds where no class has two values: resampling would only repeat them.
 """
 
 import functools
@@ -54,7 +55,8 @@ class ClassMeans(NamedTuple):
     """Means of a measure, per class and over classes.
 
     Attributes:
-        mean: the mean over the classes that have a value; scalars.
+        mean: the mean over the classes that have a value; scalars. NaN bounds where no class has
+            two values, unless all are 0 or all 1.
         per_class: one entry a class, each (C,); NaN for a class without a value, and NaN bounds for
             one with a single value, whose spread nobody can know (it adds none to the interval of
             `mean`).
@@ -149,20 +151,26 @@ def _class_means(
     starts = jnp.cumsum(sizes) - sizes
 
     def means(drawn: jax.Array) -> jax.Array:
-        each = per_class(jnp.where(undefined, 0, drawn)) / counts
-        total = jnp.sum(jnp.where(counts > 0, each, 0))
-        return jnp.append(each, total / jnp.sum(counts > 0))
+        """Of (N, R) values, the means of each class and, last, over the classes: (C + 1, R)."""
+        each = per_class(jnp.where(undefined[:, None], 0, drawn)) / counts[:, None]
+        total = jnp.sum(jnp.where(counts[:, None] > 0, each, 0), 0, keepdims=True)
+        return jnp.concatenate([each, total / jnp.sum(counts > 0)])
 
-    def resample(key: jax.Array) -> jax.Array:
+    def place(key: jax.Array) -> jax.Array:
         # Rounding could reach the count itself, hence the minimum; its bias is below count / 2²³.
         place = jax.random.uniform(key, values.shape) * counts[labels]
-        place = jnp.minimum(place.astype(jnp.int32), counts[labels] - 1)
-        return means(values[starts[labels] + place])
+        return starts[labels] + jnp.minimum(place.astype(jnp.int32), counts[labels] - 1)
 
-    keys = jax.random.split(key, resamples)
+    def resample(keys: jax.Array) -> jax.Array:
+        # Resamples are the last axis: on a CPU, sums by class are then of rows, not of numbers.
+        return means(values[jax.vmap(place, 0, 1)(keys)])
+
     at_once = max(1, min(resamples, DRAWN_AT_ONCE // max(values.size, 1)))
-    drawn = lax.map(resample, keys, batch_size=at_once)
-    value = means(values)
+    rounds = -(-resamples // at_once)
+    numbers = jnp.arange(rounds * at_once) % resamples
+    keys = jax.random.split(key, resamples)[numbers].reshape(rounds, at_once)
+    drawn = lax.map(resample, keys).transpose(0, 2, 1).reshape(rounds * at_once, -1)[:resamples]
+    value = means(values[:, None])[:, 0]
     levels = jnp.array([(1 - confidence) / 2, (1 + confidence) / 2])
     if accelerated:
         influence = jnp.where(undefined, 0, (values - value[labels]) / counts[labels])
@@ -184,6 +192,8 @@ def _class_means(
     alike = bounded & (drawn.min(0) == drawn.max(0))
     bounds = bounds.at[0].set(jnp.where(alike & (value == 1), possible, bounds[0]))
     bounds = bounds.at[1].set(jnp.where(alike & (value == 0), 1 - possible, bounds[1]))
-    bounds = jnp.where(jnp.append(counts > 1, True)[None], bounds, jnp.nan)
+    extreme = (alike & ((value == 0) | (value == 1)))[-1]
+    spread = jnp.append(counts > 1, (counts > 1).any() | extreme)
+    bounds = jnp.where(spread[None], bounds, jnp.nan)
     whole, single = ((value[at], bounds[0, at], bounds[1, at]) for at in (-1, slice(num_classes)))
     return ClassMeans(Interval(*whole), Interval(*single), counts)
