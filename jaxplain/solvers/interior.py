@@ -112,7 +112,7 @@ class State(NamedTuple):
         minus: x⁻.
         above: λ - z, kept by itself as it would be lost in the difference.
         below: λ + z.
-        best: see there.
+        best: the point of the smallest gap.
     """
 
     w: Float[Array, " q"]

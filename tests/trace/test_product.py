@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 from jaxplain.model import Model
 from jaxplain.trace.backward import Sweep
@@ -45,10 +46,13 @@ def test_it_is_used_where_it_is_faster(batch, inputs, outputs, slow):
     assert is_slow(signal, weight, equation(batch, inputs, outputs)) == slow
 
 
-def test_only_rows_times_a_matrix_are_meant():
-    x, w = jnp.zeros((2, 1024)), jnp.zeros((1024, 1024))
-    (turned,) = jax.make_jaxpr(lambda x, w: jnp.einsum("bi,oi->bo", x, w))(x, w).eqns[:1]
-    assert turned.primitive.name != "dot_general" or not is_slow(x, w, turned.params)
+@pytest.mark.parametrize("axes", [((1,), (1,)), ((0,), (0,))])
+def test_only_rows_times_a_matrix_are_meant(axes):
+    x, w = jnp.zeros((1024, 1024))[: 2 if axes[0] == (1,) else None], jnp.zeros((1024, 1024))
+    (turned,) = jax.make_jaxpr(lambda x, w: lax.dot_general(x, w, (axes, ((), ()))))(x, w).eqns
+    signal = jnp.zeros((2, 1024))
+    assert not is_slow(signal, w, turned.params)
+    assert is_slow(signal, w, equation(2, 1024, 1024))  # nothing else was against it
 
 
 def test_gradients_through_a_large_dense_layer_are_those_of_jax():
