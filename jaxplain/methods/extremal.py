@@ -83,7 +83,8 @@ def _ranked(values: jax.Array, below: Any) -> jax.Array:
 
     Its bits are found one after the other: those of floats that are not negative have their order.
     """
-    bits = lax.bitcast_convert_type(values, jnp.int64 if values.dtype.itemsize == 8 else jnp.int32)
+    size = values.dtype.itemsize
+    bits = lax.bitcast_convert_type(values, {2: jnp.int16, 4: jnp.int32, 8: jnp.int64}[size])
 
     def halve(_: Any, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = ends
@@ -93,7 +94,7 @@ def _ranked(values: jax.Array, below: Any) -> jax.Array:
 
     infinity = lax.bitcast_convert_type(jnp.asarray(jnp.inf, values.dtype), bits.dtype)
     ends = (jnp.zeros_like(infinity), infinity)
-    least = lax.fori_loop(0, 8 * values.dtype.itemsize - 1, halve, ends)[1]
+    least = lax.fori_loop(0, 8 * size - 1, halve, ends)[1]
     return lax.bitcast_convert_type(least, values.dtype)
 
 

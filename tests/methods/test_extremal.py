@@ -10,7 +10,7 @@ import pytest
 from optimised import IMAGES, MODEL, SIZE, TARGETS
 
 from jaxplain.methods import extremal_channels, extremal_perturbation
-from jaxplain.methods.extremal import _area_loss, _perturbed
+from jaxplain.methods.extremal import _area_loss, _perturbed, _ranked
 from jaxplain.methods.smooth_masks import cropped, grid_of, smooth_masks
 from jaxplain.model import Model
 from jaxplain.models.layers import tap
@@ -79,6 +79,16 @@ def test_area_loss_is_the_distance_of_sorted_values(levels):
     np.testing.assert_allclose(slope, slopes, atol=2e-3 if levels < 1000 else 1e-6)
     if levels == 1000:
         np.testing.assert_allclose(_area_loss(given, AREAS), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+def test_values_are_found_by_their_rank_in_every_precision(dtype):
+    drawn = np.random.default_rng(4).uniform(size=37)
+    drawn[[3, 8, 20]] = 0, drawn[9], np.inf  # a zero, and a tie
+    values = jnp.asarray(drawn, dtype)
+    found = jax.vmap(_ranked, (None, 0))(values, jnp.arange(37))
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, np.sort(np.asarray(values)))
 
 
 def test_rounding_does_not_choose_among_equal_places():
