@@ -120,6 +120,21 @@ def test_empty_and_single_valued_classes_are_said_to_be_unknown():
     assert 1.99 < float(result.mean.low) < 2.25 < float(result.mean.high) < 2.51
 
 
+@pytest.mark.parametrize("kind", ["bca", "percentile"])
+def test_one_value_a_class_tells_no_spread_unless_all_hit_or_all_miss(kind):
+    """By Clopper and Pearson, four hits of four leave a share of misses open."""
+    labels, options = np.arange(4), {"num_classes": 4, "key": jax.random.key(0), "kind": kind}
+    values = np.array([0.2, 0.4, 0.9, 1.0], np.float32)
+    result = class_means(values, labels, **options)
+    np.testing.assert_allclose(result.mean.value, 0.625, rtol=1e-6)
+    assert np.isnan([float(result.mean.low), float(result.mean.high)]).all()
+    for value, name in ((1.0, "low"), (0.0, "high")):
+        found = class_means(np.full(4, value, np.float32), labels, **options)
+        hits = scipy.stats.binomtest(int(4 * value), 4).proportion_ci(method="exact")
+        np.testing.assert_allclose(getattr(found.mean, name), getattr(hits, name), rtol=1e-5)
+        assert np.isnan(found.per_class.low).all()
+
+
 def test_nothing_defined_is_nan():
     result = class_means(
         np.full(3, np.nan, np.float32), np.zeros(3, int), num_classes=1, key=jax.random.key(0)
