@@ -29,7 +29,7 @@ def main(figures: Figures) -> None:
     """Forward, and forward and backward to the pictures, of VGG-16, ResNet-50 and Inception-V3.
 
     Backward twice: by `jax.grad`, and by `jaxplain.gradient`, which has ways of its own for
-    poolings and for convolutions of few channels.
+    poolings, for convolutions of few channels, and for large dense layers.
     """
     tune()
     peak = matmul_peak()
