@@ -89,6 +89,7 @@ class Surrogate(NamedTuple):
     options: tuple
 
 
+@own_words()
 def draw(
     model: Model,
     scene: Scene,
@@ -120,34 +121,6 @@ def draw(
         ValueError: as `check_answers`; a tolerance that is not positive, or in compiled code. What
             a black box raises.
     """
-    with own_words():
-        return _draw(
-            model,
-            scene,
-            given,
-            surrogate,
-            plan,
-            key=key,
-            width=width,
-            num_samples=num_samples,
-            tolerance=tolerance,
-            progress=progress,
-        )
-
-
-def _draw(
-    model: Model,
-    scene: Scene,
-    given: Any,
-    surrogate: Surrogate,
-    plan: Plan,
-    *,
-    key: Key[Array, ""],
-    width: Any,
-    num_samples: int,
-    tolerance: float | int | None,
-    progress: Progress | None,
-) -> Any:
     if tolerance is None:
         found = _explain(model, scene, given, key, width, num_samples, surrogate, plan)
         if not isinstance(found.samples, Tracer):
