@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,10 +40,10 @@ SHOWN = 4
 WIDEST = 12
 """Classes of the flower network that has most."""
 
-QUICK: Mapping[str, Mapping[str, int]] = {
+QUICK: Mapping[str, Mapping[str, int | str]] = {
     "smooth_grad": {"samples": 3},
-    "integrated_gradients": {"steps": 4},
-    "occlusion": {"window": 32, "stride": 27, "chunk": 4},
+    "integrated_gradients": {"steps": 4, "rule": "midpoint"},
+    "occlusion": {"window": 40, "stride": 36, "chunk": 3},
 }
 """Options for the flowers; the page says so. Less would be seen, more would be waited for."""
 
@@ -130,16 +130,17 @@ def run(*, out: Path, flowers: int, seed: int, chunk: int | None, cache: bool) -
     explain = functools.partial(explain_exhibit, seed=seed, chunk=chunk)
     steps = len(affordable()) * -(-flowers // 2 // chunk)
     # What one network's methods wait for, Python at times and the processor at others, leaves room
-    # for something else: the scores of the first flowers and the digits stand beside the second.
-    with ThreadPoolExecutor(1) as aside:
-        drawn = [aside.submit(held_out, exhibit, flowers) for exhibit in EXHIBITS]
+    # for something else: the digits and the scores of the first flowers stand beside the second,
+    # whose methods are traced by then.
+    with ThreadPoolExecutor(1) as drawing, ThreadPoolExecutor(2) as aside:
+        drawn = [drawing.submit(held_out, exhibit, flowers) for exhibit in EXHIBITS]
         with progress(steps) as advance:
-            seen = [explain(first, drawn[0].result(), tick=advance)]
+            seen = [explain(first, drawn[0], tick=advance)]
+        last = aside.submit(explain, small, drawn[2])
         scoring = aside.submit(score_exhibit, seen[0], seed=seed)
-        last = aside.submit(explain, small, drawn[2].result())
         with progress(steps) as advance:
             seen.append(
-                explain(second, drawn[1].result(), tick=advance, alone=lambda: wait([last]))
+                explain(second, drawn[1], tick=advance, alone=lambda: wait([last, scoring]))
             )
     with progress(len(seen[1].found)) as advance:
         scored = [scoring.result(), score_exhibit(seen[1], seed=seed, tick=advance), NO_SCORES]
@@ -203,7 +204,7 @@ NO_SCORES: Scored = (None, ())
 
 def explain_exhibit(
     exhibit: Exhibit,
-    shown: Shown,
+    drawn: Future[Shown],
     *,
     seed: int,
     chunk: int,
@@ -217,12 +218,13 @@ def explain_exhibit(
     model = load_model(exhibit.model)
     assert model.preprocessing is not None
     methods = affordable() if exhibit.variant is None else quicker(affordable())
-    note(f"{exhibit.model}: {len(methods)} methods on {len(shown.pictures)} held-out pictures")
-    images = model.preprocessing.batch(list(shown.pictures))
-    chances = facts.probabilities(model, images, chunk=chunk)
     common, chosen = model, methods
     if exhibit.variant is not None:
         common, chosen = widened(model, WIDEST), fitted(methods, model)
+    shown = drawn.result()
+    note(f"{exhibit.model}: {len(methods)} methods on {len(shown.pictures)} held-out pictures")
+    images = model.preprocessing.batch(list(shown.pictures))
+    chances = facts.probabilities(model, images, chunk=chunk)
     found, skipped = run_methods(
         list(chosen.values()),
         Task(common, images, shown.labels, seed, chunk),

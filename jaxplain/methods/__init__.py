@@ -101,8 +101,8 @@ _TABLE = (
     Method(
         "saliency",
         "Saliency",
-        saliency,
-        _same,
+        gradient,
+        _strongest,
         "The same, with the largest absolute derivative over the colours.",
         "Simonyan et al. 2014, arXiv:1312.6034",
     ),

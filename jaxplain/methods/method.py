@@ -379,8 +379,7 @@ class Method:
             >>> METHODS["chip"].shares(METHODS["refined_chip"])
             False
         """
-        views = self.view is not None and other.view is not None
-        return views and (self.function, self.options) == (other.function, other.options)
+        return (self.function, self.options) == (other.function, other.options)
 
     def layer_read(self, model: Model, layer: str | None = None) -> str | None:
         """Return the layer that `explain` reads, or None for methods that read none.
