@@ -7,6 +7,7 @@ import pytest
 from jax import lax
 
 from jaxplain.model import Model
+from jaxplain.trace import product
 from jaxplain.trace.backward import Sweep
 from jaxplain.trace.product import is_slow, transposed
 
@@ -55,7 +56,14 @@ def test_only_rows_times_a_matrix_are_meant(axes):
     assert is_slow(signal, w, equation(2, 1024, 1024))  # nothing else was against it
 
 
-def test_gradients_through_a_large_dense_layer_are_those_of_jax():
+def test_gradients_through_a_large_dense_layer_are_those_of_jax(monkeypatch):
+    calls = []
+
+    def watched(*operands):
+        calls.append(operands)
+        return transposed(*operands)
+
+    monkeypatch.setattr(product, "transposed", watched)
     weight = jax.random.normal(KEY, (8 * 8 * 16, 1024)) / 32
 
     def network(w, x):
@@ -67,3 +75,4 @@ def test_gradients_through_a_large_dense_layer_are_those_of_jax():
     expected = jax.grad(lambda x: network(weight, x)[jnp.arange(3), targets].sum())(images)
     found = jax.jit(lambda m, x: Sweep(m, x).gradient(targets, "logit"))(model, images)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert len(calls) == 1  # the other layer is too small for it
