@@ -1,15 +1,18 @@
 """What a report says about a run: predictions, lines about methods, versions."""
 
+import functools
 import os
 import platform
 from importlib import metadata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxplain.report import MethodEntry
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from jaxplain.cli.maps import Maps
     from jaxplain.methods import Method
     from jaxplain.model import Model
@@ -23,9 +26,7 @@ def probabilities(model: "Model", images: np.ndarray, *, chunk: int) -> np.ndarr
     Raises:
         ValueError: logits that are not finite.
     """
-    import jax
-
-    predict = jax.jit(lambda model, x: model.probabilities(x))
+    predict = _predict()
     chunk = min(chunk, len(images))
     parts = []
     for start in range(0, len(images), chunk):
@@ -38,6 +39,14 @@ def probabilities(model: "Model", images: np.ndarray, *, chunk: int) -> np.ndarr
             "its weights or its preprocessing are damaged"
         )
     return found
+
+
+@functools.cache
+def _predict() -> "Callable[[Model, np.ndarray], Any]":
+    """The one compiled function, so that a call after the first of its shape compiles nothing."""
+    import jax
+
+    return jax.jit(lambda model, x: model.probabilities(x))
 
 
 def entry(method: "Method", maps: "Maps | None", layer: str | None) -> MethodEntry:
@@ -59,8 +68,13 @@ def entry(method: "Method", maps: "Maps | None", layer: str | None) -> MethodEnt
     )
 
 
-def of_the_run(*, seed: int, seconds: float) -> dict[str, str]:
-    """Return versions, device, seed and time, as the report lists them."""
+def of_the_run(*, seed: int, seconds: float | None = None) -> dict[str, str]:
+    """Return versions, device, seed and, where it means something, time, as the report lists them.
+
+    Example:
+        >>> list(of_the_run(seed=0))[-2:], of_the_run(seed=0, seconds=2.4)["Time"]
+        (['System', 'Seed'], '2 s')
+    """
     import jax
 
     facts = {name: metadata.version(name) for name in PACKAGES}
@@ -70,5 +84,6 @@ def of_the_run(*, seed: int, seconds: float) -> dict[str, str]:
     facts["Processors"] = str(os.cpu_count())
     facts["System"] = f"{platform.system()} {platform.machine()}"
     facts["Seed"] = str(seed)
-    facts["Time"] = f"{seconds:.0f} s"
+    if seconds is not None:
+        facts["Time"] = f"{seconds:.0f} s"
     return facts

@@ -161,8 +161,6 @@ def run(request: Request) -> None:
             lines.append(line_of(entry, done, pictures.labels[:number], standing, request.seed))
     if all(line.error is not None for line in lines if not line.baseline):
         raise ValueError(f"no method can explain model {model.name!r}: {lines[0].error}")
-    told = facts.of_the_run(seed=request.seed, seconds=0.0)
-    del told["Time"]
     board = Leaderboard(
         data=request.data,
         model=model.name,
@@ -171,7 +169,7 @@ def run(request: Request) -> None:
         accuracy=float((right == pictures.labels).mean()),
         tolerance=float(scaled_tolerance((height, width))),
         standings=ranked(lines),
-        facts={**told, "Backend": jax.default_backend()},
+        facts={**facts.of_the_run(seed=request.seed), "Backend": jax.default_backend()},
     )
     contents = (board.to_markdown(), board.to_json(), render_leaderboard(board))
     for path, content in zip(files.values(), contents, strict=True):
