@@ -111,7 +111,7 @@ def two_scale(
         coupling: λ > 0 of the augmented Lagrangian; it changes the speed, not the solution. The
             default for this and the two ρ is the mean diagonal of the Gram matrix they join.
         coarse_rho: ρ_c > 0.
-        fine_rho: ρ_f > 0. The eliminated problem has none of these.
+        fine_rho: ρ_f > 0. The eliminated problem has none of these, and refuses them.
         energy: Σ h y²; without it the certificate needs another factorisation.
         method: "nested", the paper's Algorithm 1, or "eliminated", the problem in w_f alone, by
             interior points.
@@ -125,7 +125,8 @@ def two_scale(
         `value` is differentiable in the statistics, the penalties and `fine_weight`.
 
     Raises:
-        ValueError: if shapes do not fit, a plain number is out of range, or `method` is unknown.
+        ValueError: if shapes do not fit, a plain number is out of range, `method` is unknown, or
+            another method's numbers are given.
 
     >>> t = jnp.array([[1.0], [1.0]])
     >>> s = two_scale(jnp.eye(1), jnp.ones(1), jnp.eye(2), jnp.array([1.0, 0.0]), t,
@@ -145,6 +146,10 @@ def two_scale(
         inner_steps=(inner_steps, None, None),
         max_steps=(max_steps, 0, None),
     )
+    rhos = {"coupling": coupling, "coarse_rho": coarse_rho, "fine_rho": fine_rho}
+    given = [name for name, value in rhos.items() if value is not None]
+    if method == "eliminated" and given:
+        raise ValueError(f"{given[0]} has no meaning for method 'eliminated'; expected None")
     coarse_gram, coarse_corr, fine_gram, fine_corr, membership = floating(
         coarse_gram, coarse_corr, fine_gram, fine_corr, membership
     )

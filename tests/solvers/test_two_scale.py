@@ -176,6 +176,7 @@ def test_broken_statistics_say_so():
         ({"fine_weight": 0.0}, "fine_weight"),
         ({"coupling": 0.0}, "coupling"),
         ({"method": "both"}, "method"),
+        ({"method": "eliminated", "fine_rho": 1.0}, "fine_rho has no meaning"),
         ({"inner_steps": 0}, "inner_steps"),
     ],
 )

@@ -208,7 +208,8 @@ def explain(
         coupling: λ, for problems divided by Σ h, with features divided by the mean of the fine
             ones; None is the mean diagonal of the coarse Gram matrix.
         coarse_rho: ρ_c, likewise.
-        fine_rho: ρ_f, likewise. These three are of the method "nested" alone.
+        fine_rho: ρ_f, likewise. These three are of the method "nested" alone; the other refuses
+            them.
         features: "layers" for (4) and (6); "normalised" divides each scale's by their mean, so that
             (13) ties weights of one unit; "none" is 1 for all.
         method: "eliminated", or "nested" for Algorithm 1 as printed, which takes more steps than

@@ -249,6 +249,9 @@ def solve(problem: Problem, penalties: Penalties, count: Any, method: str) -> We
         method: of `two_scale`.
     """
 
+    def rho(given: Any, gram: jax.Array) -> Any:
+        return _default(given, gram) if method == "nested" else given
+
     def one(
         gram: jax.Array,
         corr: jax.Array,
@@ -274,9 +277,9 @@ def solve(problem: Problem, penalties: Penalties, count: Any, method: str) -> We
             coarse_penalty=penalties.coarse * jnp.abs(q_c).max(),
             fine_penalty=penalties.fine * mu * jnp.abs(q_f).max(),
             fine_weight=mu,
-            coupling=_default(penalties.coupling, gram_c),
-            coarse_rho=_default(penalties.coarse_rho, gram_c),
-            fine_rho=_default(penalties.fine_rho, gram_f),
+            coupling=rho(penalties.coupling, gram_c),
+            coarse_rho=rho(penalties.coarse_rho, gram_c),
+            fine_rho=rho(penalties.fine_rho, gram_f),
             energy=energy,
             method=method,
         )
