@@ -374,6 +374,12 @@ class Leaderboard:
                 f"{', '.join(line.title for line in fewer)}: hundreds of passes a picture, and so "
                 f"fewer pictures ({', '.join(sorted({str(f.pictures) for f in fewer}, key=int))})."
             )
+        if any(
+            name != "seconds" and each.value is not None and each.low is None
+            for line in self.standings
+            for name, each in line.estimates.items()
+        ):
+            notes.append("Figures of one picture a class have no interval: it tells no spread.")
         notes += [f"{line.title} is missing: {line.error}" for line in self.standings if line.error]
         return notes
 

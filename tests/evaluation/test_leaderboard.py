@@ -1,5 +1,6 @@
 """The leaderboard's figures, against loops over pictures and the measures one by one."""
 
+import dataclasses
 import json
 
 import jax
@@ -159,6 +160,14 @@ def test_markdown_tells_what_is_missing_and_what_had_fewer_pictures():
     assert {row.replace(r"\|", "").count("|") for row in rows} == {len(MEASURES) + 3}
     assert "The | broken is missing: it cannot" in table
     assert "and so fewer pictures (2)" in table
+
+
+def test_a_figure_without_an_interval_is_told_to_have_none():
+    alone = Standing("alone", "Alone", 2, {"iou_area": Estimate(0.3, None, None, 2)})
+    table = dataclasses.replace(BOARD, standings=(alone,)).to_markdown()
+    assert "| Alone | **0.30** | –" in table
+    assert "one picture a class have no interval" in table
+    assert "no interval" not in BOARD.to_markdown()
 
 
 def test_json_keeps_everything(measured):
