@@ -1,9 +1,11 @@
 """The terminal: results go to standard output, progress and errors to standard error."""
 
 import contextlib
+import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -84,6 +86,18 @@ def show_table(rows: "Table") -> None:
     if not console.is_terminal:
         console.width = max(console.width, 200)
     console.print(rows)
+
+
+def leave(code: int) -> NoReturn:
+    """End the process now, once what was printed is out, whatever still runs.
+
+    For work that was stopped half-way. Python would wait for its threads, and would then take JAX
+    apart under the computations that devices have not ended, which may end in a segmentation fault.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # closed, or nobody reads it any more
+            stream.flush()
+    os._exit(code)
 
 
 @contextlib.contextmanager
