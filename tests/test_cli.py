@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import typer
 from PIL import Image
+from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 import jaxplain.methods
@@ -21,6 +22,7 @@ from jaxplain.cli import app, compilation, console, explain, pictures, request
 from jaxplain.cli.console import one_line
 from jaxplain.methods import Explanation, Method
 from jaxplain.model import Model
+from jaxplain.models.weights import store
 from jaxplain.models.weights.store import Weights
 from jaxplain.names import unknown
 from jaxplain.preprocessing import Preprocessing
@@ -301,9 +303,13 @@ def test_a_picture_is_said_to_be_squashed_only_if_it_is(size, said):
 def test_names_that_look_like_html_or_a_terminal_s_orders_stay_text(tmp_path, picture):
     path = picture.with_name("<img src=x onerror=alert(1)>\x1b[31m.png")
     path.write_bytes(picture.read_bytes())
-    result = run("explain", path, "--model", "rgb", "--methods", "ink", "--out", "r.html")
+    words = ("--model", "rgb", "--methods", "ink", "--target", "<b>blue</b>", "--out", "r.html")
+    result = run("explain", path, *words)
     assert result.exit_code == 0, result.output
-    assert "<img src=x" not in (tmp_path / "r.html").read_text(encoding="utf-8")
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "<img src=x" not in text
+    assert "<b>blue" not in text
+    assert "&lt;b&gt;blue&lt;/b&gt;" in text
     assert "\x1b[31m" not in result.output
 
 
@@ -351,6 +357,31 @@ def test_what_cannot_be_is_refused_in_one_line_and_nothing_is_written(
 )
 def test_weights_that_cannot_be_meant_are_told_what_there_is(tmp_path, picture, words, expected):
     refused(run("explain", picture, "--model", *words), *expected)
+    assert outputs(tmp_path) == []
+
+
+def test_all_that_is_wrong_with_a_file_of_weights_is_told_in_one_line(
+    tmp_path, picture, monkeypatch
+):
+    monkeypatch.setattr(jaxplain.models, "load_model", LOAD)
+    shapes = store.variable_shapes(jaxplain.models.find_architecture("digits"), 10)
+    arrays = {"/".join(path): np.zeros(shape, np.float32) for path, shape in shapes.items()}
+    del arrays["params/conv1/bias"], arrays["params/conv2/bias"]
+    arrays |= {"<b>more</b>": np.zeros(1), "params/conv9/bias": np.zeros(1)}
+    arrays["params/logits/bias"] = np.zeros(11, np.float32)
+    arrays["params/conv3/bias"][0] = np.nan
+    save_file(arrays, picture.with_name("own.safetensors"))
+    words = ("--model", "digits", "--weights", picture.with_name("own.safetensors"))
+    refused(
+        run("explain", picture, *words, "--npz", "m.npz"),
+        "own.safetensors",
+        "2 missing: params/conv1/bias, params/conv2/bias",
+        "2 not of this network: <b>more</b>, params/conv9/bias",
+        "1 of another shape: params/logits/bias",
+        "(11,)",
+        "(10,)",
+        "1 with NaN or infinity: params/conv3/bias",
+    )
     assert outputs(tmp_path) == []
 
 
@@ -591,8 +622,6 @@ def test_the_demo_looks_at_its_folder_first(tmp_path, monkeypatch):
 
 
 def test_training_writes_weights_that_load(tmp_path, monkeypatch):
-    from jaxplain.models.weights import store
-
     architecture = jaxplain.models.find_architecture("digits")
     random = np.random.default_rng(0)
     flat = store.variable_shapes(architecture, 10)

@@ -1,6 +1,7 @@
 """The documents say what the package does: their code runs, their links lead somewhere."""
 
 import ast
+import collections
 import inspect
 import re
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 
 import jaxplain
 from docs import write
+from jaxplain.cli import compilation
 from jaxplain.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
@@ -31,13 +33,64 @@ def anchors(page: Path) -> set[str]:
     return {text.strip().replace(" ", "-") for text in words}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=by_name)
-def test_python_in_the_documents_runs(page, tmp_path, monkeypatch):
+def fenced(language: str) -> dict[Path, list[str]]:
+    """The blocks in a language, of the pages that have any."""
+    found = {page: FENCE.findall(page.read_text()) for page in PAGES}
+    return {
+        page: blocks
+        for page, pairs in found.items()
+        if (blocks := [code for named, code in pairs if named == language])
+    }
+
+
+EXAMPLES = fenced("python")
+# What one process must not run: it would change its settings, or wait for other processes.
+SKETCHES = fenced("py")
+
+
+@pytest.mark.parametrize("page", EXAMPLES, ids=by_name)
+def test_python_in_the_documents_gives_what_it_says(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "__main__"}
-    for language, code in FENCE.findall(page.read_text()):
-        if language == "python":
-            exec(compile(code, by_name(page), "exec"), names)
+    for code in EXAMPLES[page]:
+        tree = ast.parse(code)
+        # Outside of all functions and branches, so that running the example checks it.
+        claims = [node.test for node in tree.body if isinstance(node, ast.Assert)]
+        assert claims, f"nothing says what comes of:\n{code}"
+        for claim in claims:
+            assert any(isinstance(node, ast.Name) for node in ast.walk(claim)), ast.unparse(claim)
+        exec(compile(tree, by_name(page), "exec"), names)
+
+
+@pytest.mark.parametrize("page", SKETCHES, ids=by_name)
+def test_what_the_documents_only_sketch_imports_what_there_is(page):
+    for code in SKETCHES[page]:
+        tree = ast.parse(code)
+        tree.body = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        assert tree.body
+        exec(compile(tree, by_name(page), "exec"), {})
+
+
+def test_no_python_in_the_documents_is_passed_over():
+    opened = [re.findall(r"^ *```+ *(\S+)", page.read_text(), re.MULTILINE) for page in PAGES]
+    told = collections.Counter(language for found in opened for language in found)
+    assert set(told) <= {"python", "py", "sh", "yaml"}
+    run, sketched = (
+        {by_name(p): len(b) for p, b in found.items()} for found in (EXAMPLES, SKETCHES)
+    )
+    assert sum(run.values()) == told["python"]
+    assert run.keys() >= {"README.md", "docs/concepts.md", "docs/scaling.md"}
+    assert sketched == {"docs/performance.md": 1, "docs/scaling.md": 1}
+
+
+def test_the_flags_that_the_documents_name_are_those_of_the_command_line():
+    (code,) = SKETCHES[ROOT / "docs" / "performance.md"]
+    (flags,) = [
+        node.value
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.Constant) and str(node.value).startswith("--")
+    ]
+    assert tuple(flags.split()) == compilation.FLAGS
 
 
 @pytest.mark.parametrize("page", PAGES, ids=by_name)
