@@ -5,7 +5,18 @@ from typing import Annotated
 
 import typer
 
-from jaxplain.cli.commands.options import EXAMPLES, Chunk, Debug, NoCache, Seed
+from jaxplain.cli.commands.options import (
+    EXAMPLES,
+    Chip,
+    Chunk,
+    Debug,
+    Features,
+    Layer,
+    Masker,
+    Methods,
+    NoCache,
+    Seed,
+)
 from jaxplain.cli.commands.program import Command, app
 
 
@@ -43,13 +54,7 @@ def explain_pictures(
             show_default="those that ship with it",
         ),
     ] = None,
-    methods: Annotated[
-        str,
-        typer.Option(
-            help="Names with commas between; all is every one but those that take hundreds of "
-            "passes. [bold]jaxplain methods[/bold] lists them."
-        ),
-    ] = "all",
+    methods: Methods = "all",
     target: Annotated[
         str,
         typer.Option(
@@ -57,33 +62,10 @@ def explain_pictures(
             "top1 (the prediction) or top5."
         ),
     ] = "top1",
-    layer: Annotated[
-        str | None,
-        typer.Option(
-            help="Layer of the methods that explain one; [bold]jaxplain models[/bold] lists them."
-        ),
-    ] = None,
-    chip: Annotated[
-        Path | None,
-        typer.Option(
-            help="What [bold]jaxplain fit chip[/bold] wrote, for the CHIP methods.",
-            show_default="what ships with the classifier",
-        ),
-    ] = None,
-    features: Annotated[
-        Path | None,
-        typer.Option(
-            help="What [bold]jaxplain fit features[/bold] wrote, for interpretation.",
-            show_default="what ships with the classifier",
-        ),
-    ] = None,
-    masker: Annotated[
-        Path | None,
-        typer.Option(
-            help="What [bold]jaxplain train masker[/bold] wrote, for real-time saliency.",
-            show_default="what ships with the classifier",
-        ),
-    ] = None,
+    layer: Layer = None,
+    chip: Chip = None,
+    features: Features = None,
+    masker: Masker = None,
     out: Annotated[Path, typer.Option(help="The report.")] = Path("report.html"),
     npz: Annotated[Path | None, typer.Option(help="Also write the maps as arrays.")] = None,
     seed: Seed = 0,

@@ -33,6 +33,42 @@ Chunk = Annotated[
 ]
 
 
+Methods = Annotated[
+    str,
+    typer.Option(
+        help="Names with commas between; all is every one but those that take hundreds of "
+        "passes. [bold]jaxplain methods[/bold] lists them."
+    ),
+]
+Layer = Annotated[
+    str | None,
+    typer.Option(
+        help="Layer of the methods that explain one; [bold]jaxplain models[/bold] lists them."
+    ),
+]
+Chip = Annotated[
+    Path | None,
+    typer.Option(
+        help="What [bold]jaxplain fit chip[/bold] wrote, for the CHIP methods.",
+        show_default="what ships with the classifier",
+    ),
+]
+Features = Annotated[
+    Path | None,
+    typer.Option(
+        help="What [bold]jaxplain fit features[/bold] wrote, for interpretation.",
+        show_default="what ships with the classifier",
+    ),
+]
+Masker = Annotated[
+    Path | None,
+    typer.Option(
+        help="What [bold]jaxplain train masker[/bold] wrote, for real-time saliency.",
+        show_default="what ships with the classifier",
+    ),
+]
+
+
 def show_version(wanted: bool) -> bool:
     """Print the version and stop, if `wanted`."""
     if wanted:

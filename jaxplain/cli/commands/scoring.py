@@ -7,10 +7,15 @@ import typer
 
 from jaxplain.cli.commands.options import (
     EXAMPLES,
+    Chip,
     Chunk,
     Debug,
+    Features,
     FitModel,
     FitWeights,
+    Layer,
+    Masker,
+    Methods,
     NoCache,
     Seed,
 )
@@ -132,28 +137,11 @@ def localize_objects(
             "challenge's files, all in one folder or in one for each synset."
         ),
     ] = "tfds:imagenet2012",
-    methods: Annotated[
-        str,
-        typer.Option(
-            help="Names with commas between, or all but those that take hundreds of passes; "
-            "[bold]jaxplain methods[/bold] lists them."
-        ),
-    ] = "all",
-    layer: Annotated[
-        str | None, typer.Option(help="Layer of the methods that explain one.")
-    ] = None,
-    chip: Annotated[
-        Path | None,
-        typer.Option(help="What [bold]jaxplain fit chip[/bold] wrote, for the CHIP methods."),
-    ] = None,
-    features: Annotated[
-        Path | None,
-        typer.Option(help="What [bold]jaxplain fit features[/bold] wrote, for interpretation."),
-    ] = None,
-    masker: Annotated[
-        Path | None,
-        typer.Option(help="What [bold]jaxplain train masker[/bold] wrote, for real-time saliency."),
-    ] = None,
+    methods: Methods = "all",
+    layer: Layer = None,
+    chip: Chip = None,
+    features: Features = None,
+    masker: Masker = None,
     synsets: Annotated[
         Path | None,
         typer.Option(
