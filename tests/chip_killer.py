@@ -31,7 +31,7 @@ def kill_at(moment: str) -> None:
     """Have this process killed when the moment comes."""
     kind, words = MOMENTS[moment]
     if kind == "progress":
-        chip_worker.time.sleep = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+        chip_worker.between = lambda _: os.kill(os.getpid(), signal.SIGKILL)
         return
 
     def watch(event: str, arguments: tuple) -> None:
