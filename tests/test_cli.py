@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import re
+import subprocess
+import sys
 import warnings
 from importlib import metadata
 
@@ -504,6 +506,40 @@ def test_ctrl_c_ends_the_program_in_a_line(monkeypatch):
     monkeypatch.setattr(jaxplain.training, "train", interrupted)
     result = run("train", "digits")
     assert (result.exit_code, result.stdout) == (130, "")
+    assert result.stderr.splitlines()[-1] == "stopped"
+
+
+ENDLESS = """
+import sys, threading
+import jax, numpy as np
+from jaxplain import cli, training
+
+called = threading.Event()
+
+def host(x):
+    called.set()
+    return np.asarray(x)
+
+def again(x):
+    return jax.pure_callback(host, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+
+def interrupted(*_, **__):
+    endless = jax.jit(lambda x: jax.lax.while_loop(lambda x: x > 0, again, x))
+    threading.Thread(target=endless, args=(1.0,), daemon=True).start()
+    called.wait()
+    raise KeyboardInterrupt
+
+training.train = interrupted
+sys.argv = ["jaxplain", "train", "digits", "--no-cache"]
+print("begun", end="")
+cli.main()
+"""
+
+
+def test_ctrl_c_waits_for_no_device_and_loses_nothing_that_was_printed():
+    words = [sys.executable, "-c", ENDLESS]
+    result = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    assert (result.returncode, result.stdout) == (130, "begun"), result.stderr
     assert result.stderr.splitlines()[-1] == "stopped"
 
 

@@ -91,8 +91,8 @@ def show_table(rows: "Table") -> None:
 def leave(code: int) -> NoReturn:
     """End the process now, once what was printed is out, whatever still runs.
 
-    For work that was stopped half-way. Python would wait for its threads, and would then take JAX
-    apart under the computations that devices have not ended, which may end in a segmentation fault.
+    For work that was stopped half-way. Python would wait for its threads and devices, and what a
+    device then still calls on the host, such as a black box, would end it with a fatal error.
     """
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # closed, or nobody reads it any more
