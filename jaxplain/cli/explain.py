@@ -281,7 +281,7 @@ def write_npz(
             if values is not None:
                 arrays[f"{kind}/{name}"] = values.reshape(*shape, *values.shape[1:])
     with path.open("wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def show_answers(

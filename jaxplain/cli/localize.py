@@ -30,6 +30,7 @@ from jaxplain.outputs import check_writable, replacing
 if TYPE_CHECKING:
     from jaxplain.data.ilsvrc import Entry, Ilsvrc
     from jaxplain.evaluation import Estimate
+    from jaxplain.evaluation.boxes import Part, Unit
     from jaxplain.methods import Method
     from jaxplain.model import Model
 
@@ -39,7 +40,7 @@ PATIENCE = 30.0
 """Seconds of work that may be lost."""
 
 TOP = 5
-PARTS = {"max": "largest", "mean": "all"}
+PARTS: Mapping["Unit", "Part"] = {"max": "largest", "mean": "all"}
 """What a threshold is relative to -> the part of the map that the box goes around."""
 
 SHOWN = 3
@@ -100,7 +101,7 @@ class Kept:
         """Write the file; it appears whole or not at all."""
         told = json.dumps({"format": FORMAT, "work": self.work, "done": self.done}, sort_keys=True)
         with replacing(self.path) as part, part.open("wb") as file:
-            np.savez(file, told=np.array(told), **self.arrays)  # type: ignore[arg-type]
+            np.savez(file, allow_pickle=False, told=np.array(told), **self.arrays)
 
     def read(self) -> None:
         """Go on from the file, if there is a whole one of this work."""

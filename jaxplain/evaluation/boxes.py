@@ -17,13 +17,20 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float, Int, Real
 
+Unit = Literal["max", "mean"]
+"""What a threshold is a multiple of: the maximum or the mean of a map's positive part."""
+
+Part = Literal["largest", "all"]
+"""Which of the pixels that pass the threshold a box goes around: the largest connected component,
+or all."""
+
 
 def heatmap_boxes(
     heatmaps: Float[np.ndarray, "..."],
     thresholds: Sequence[float] | np.ndarray,
     *,
-    relative_to: Literal["max", "mean"] = "max",
-    part: Literal["largest", "all"] = "largest",
+    relative_to: Unit = "max",
+    part: Part = "largest",
 ) -> Int[np.ndarray, "n t 4"]:
     """Return the box of each heat map at each threshold.
 

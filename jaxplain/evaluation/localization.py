@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from jaxplain.evaluation.boxes import heatmap_boxes
+from jaxplain.evaluation.boxes import Part, Unit, heatmap_boxes
 from jaxplain.evaluation.results import Estimate
 from jaxplain.evaluation.thresholds import (
     ENOUGH,
@@ -96,8 +96,8 @@ def localize(
     found = heatmap_boxes(
         maps.reshape(-1, *maps.shape[2:]),
         [rule.threshold],
-        relative_to=rule.relative_to,  # type: ignore[arg-type]
-        part=rule.part,  # type: ignore[arg-type]
+        relative_to=rule.relative_to,
+        part=rule.part,
     ).reshape(*guesses.shape, 4)
     iou = np.stack([best_iou(b, t) for b, t in zip(found, truth, strict=True)])
     named = guesses == labels[:, None]
@@ -114,8 +114,8 @@ def localize_true(
     *,
     tuning: int,
     top: int = 5,
-    relative_to: str = "max",
-    part: str = "largest",
+    relative_to: Unit = "max",
+    part: Part = "largest",
 ) -> tuple[Tuned, Localization]:
     """Tune on the first images and judge the others, from maps of the true class alone.
 
@@ -220,8 +220,8 @@ def localize_methods(
     *,
     tuning: int,
     top: int = 5,
-    relative_to: str = "max",
-    part: str = "largest",
+    relative_to: Unit = "max",
+    part: Part = "largest",
 ) -> dict[str, tuple[Tuned, Localization]]:
     """Tune every method on the first images and judge it on the others, as `localize_true` does.
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from jaxplain.evaluation.boxes import box_iou, heatmap_boxes
+from jaxplain.evaluation.boxes import Part, Unit, box_iou, heatmap_boxes
 
 FRACTIONS = tuple(step / 20 for step in range(1, 20))
 """Grid for thresholds relative to the maximum: 0.05, 0.1 … 0.95 (CHIP states none)."""
@@ -18,7 +18,7 @@ FRACTIONS = tuple(step / 20 for step in range(1, 20))
 MULTIPLES = tuple(step / 2 for step in range(21))
 """Grid for thresholds relative to the mean: 0, 0.5 … 10 (Fong and Vedaldi's)."""
 
-GRIDS: Mapping[str, tuple[float, ...]] = {"max": FRACTIONS, "mean": MULTIPLES}
+GRIDS: Mapping[Unit, tuple[float, ...]] = {"max": FRACTIONS, "mean": MULTIPLES}
 """By what thresholds are relative to."""
 
 ENOUGH = 0.5
@@ -35,8 +35,8 @@ class BoxRule(NamedTuple):
     """
 
     threshold: float
-    relative_to: str = "max"
-    part: str = "largest"
+    relative_to: Unit = "max"
+    part: Part = "largest"
 
 
 class Tuned(NamedTuple):
@@ -57,8 +57,8 @@ def tune(
     heatmaps: Float[np.ndarray, "n h w"],
     boxes: Sequence[Any] | np.ndarray,
     *,
-    relative_to: str = "max",
-    part: str = "largest",
+    relative_to: Unit = "max",
+    part: Part = "largest",
     thresholds: Sequence[float] | None = None,
 ) -> Tuned:
     """Search for the threshold whose boxes miss least often, with the class known.
@@ -82,6 +82,8 @@ def tune(
         >>> found.rule, float(found.errors.min())
         (BoxRule(threshold=0.5, relative_to='max', part='all'), 0.0)
     """
+    if relative_to not in GRIDS:
+        raise ValueError(f"relative_to={relative_to!r}; expected {' or '.join(map(repr, GRIDS))}")
     grid = thresholds or GRIDS[relative_to]
     found = overlaps(heatmaps, boxes, grid, relative_to=relative_to, part=part)
     return choose(found, grid, relative_to=relative_to, part=part)
@@ -92,8 +94,8 @@ def overlaps(
     boxes: Sequence[Any] | np.ndarray,
     thresholds: Sequence[float],
     *,
-    relative_to: str = "max",
-    part: str = "largest",
+    relative_to: Unit = "max",
+    part: Part = "largest",
 ) -> Float[np.ndarray, "n t"]:
     """Return how well each map's box fits at each threshold: all that the errors are made of.
 
@@ -117,7 +119,7 @@ def overlaps(
         [[0.667, 0.222]]
     """
     truth = true_boxes(boxes, len(heatmaps))
-    found = heatmap_boxes(heatmaps, thresholds, relative_to=relative_to, part=part)  # type: ignore[arg-type]
+    found = heatmap_boxes(heatmaps, thresholds, relative_to=relative_to, part=part)
     return np.stack([best_iou(b, t) for b, t in zip(found, truth, strict=True)])
 
 
@@ -125,8 +127,8 @@ def choose(
     overlaps: Float[np.ndarray, "n t"],
     thresholds: Sequence[float],
     *,
-    relative_to: str = "max",
-    part: str = "largest",
+    relative_to: Unit = "max",
+    part: Part = "largest",
 ) -> Tuned:
     """Choose the threshold whose boxes miss least often.
 

@@ -33,7 +33,7 @@ from jaxplain.methods.method import resize_maps
 from jaxplain.model import Model
 
 FINEST = 2
-"""The finest scale that is decoded has this share of the picture's sides; above, it is enlarged."""
+"""The picture's sides over those of the finest scale that is decoded; above, it is enlarged."""
 
 _ALIKE = 0.7
 _SMALLEST = 1e-6
@@ -95,8 +95,9 @@ def _comparable(feature: jax.Array) -> jax.Array:
 def scales(model: Model) -> tuple[str, ...]:
     """Return the layers that a masking network reads, the finest first.
 
-    Of each size the last layer, from `FINEST` down: it holds all that was found at its scale. Sizes
-    that differ by a border alone, as where convolutions do not pad, count as one.
+    Of each size the last layer, if it is the input's over `FINEST` or below: it holds all that was
+    found at its scale. Sizes that differ by a border alone, as where convolutions do not pad, count
+    as one.
 
     Raises:
         ValueError: the model has no such layer, or nobody knows the size of its input.
