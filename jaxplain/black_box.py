@@ -6,7 +6,7 @@ words of the function somewhere in it. `own_words` makes it arrive as it was rai
 
 import contextlib
 import dataclasses
-import types
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,22 +16,50 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-# What a black box raised last, until somebody is told.
-_RAISED: deque[Exception] = deque(maxlen=1)
+MOST = 16
+"""Exceptions kept while somebody waits: as many threads may ask black boxes at once, and fail."""
 
 
-class _Remembered:
-    """Remembers an exception that passes."""
+class _Heard:
+    """What black boxes raised while somebody waits to be told; nothing once nobody does.
+
+    A callback runs in a thread of the runtime: who waits for it cannot be told from its context.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.waiting = 0
+        self.errors: deque[Exception] = deque(maxlen=MOST)
 
     def __enter__(self) -> None:
-        """Begin."""
+        """Begin to wait."""
+        with self.lock:
+            self.waiting += 1
 
-    def __exit__(
-        self, kind: object, error: BaseException | None, trace: types.TracebackType | None
-    ) -> None:
-        """Remember what passes."""
-        if isinstance(error, Exception):
-            _RAISED.append(error)
+    def __exit__(self, *_: object) -> None:
+        """Forget what was not told, and with it the frames and arrays that it holds."""
+        with self.lock:
+            self.waiting -= 1
+            if not self.waiting:
+                self.errors.clear()
+
+    def remember(self, error: Exception) -> None:
+        """Keep an exception if somebody waits."""
+        with self.lock:
+            if self.waiting:
+                self.errors.append(error)
+
+    def told_by(self, text: str) -> Exception | None:
+        """Return, and forget, the last exception whose type and words are in a text."""
+        with self.lock:
+            for error in reversed(self.errors):
+                if type(error).__name__ in text and str(error) in text:
+                    self.errors.remove(error)
+                    return error
+        return None
+
+
+_HEARD = _Heard()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +83,11 @@ class BlackBox:
         return jax.pure_callback(self._remembered, shape, images, vmap_method="expand_dims")
 
     def _remembered(self, images: Any) -> np.ndarray:
-        with _Remembered():
+        try:
             return self._logits(images)
+        except Exception as error:
+            _HEARD.remember(error)
+            raise
 
     def _logits(self, images: Any) -> np.ndarray:
         # A copy: the function may write into it.
@@ -85,12 +116,15 @@ def own_words() -> Iterator[None]:
         ...
         ValueError: the black box returned shape (2, 3) for 2 images; expected (2, 4): ...
     """
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if not _RAISED:
-            raise
-        raised = _RAISED.pop()
-        if type(raised).__name__ not in str(error):
-            raise
-        raise raised from None
+    with _HEARD:
+        try:
+            yield
+        except jax.errors.JaxRuntimeError as error:
+            raised = _HEARD.told_by(str(error))
+            if raised is None:
+                raise
+            try:
+                raise raised from None
+            finally:
+                # This frame is in its traceback: without the name, no circle keeps the arrays.
+                del raised
