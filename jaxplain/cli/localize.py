@@ -373,7 +373,7 @@ def measured(one: Kept, task: Task, boxes: Sequence[np.ndarray]) -> dict[str, np
         ValueError: a map or an answer that is not finite.
     """
     from jaxplain.evaluation.baselines import centre_map
-    from jaxplain.evaluation.thresholds import GRIDS, overlaps
+    from jaxplain.evaluation.thresholds import GRIDS, box_overlaps
 
     count, (height, width) = len(boxes), task.images.shape[1:3]
     if one.work["method"] == ANSWERS:
@@ -389,7 +389,7 @@ def measured(one: Kept, task: Task, boxes: Sequence[np.ndarray]) -> dict[str, np
                 f"method {one.method.name!r} gave maps that are not finite; are the weights finite?"
             )
     return {
-        kind: overlaps(maps, boxes, grid, relative_to=kind, part=PARTS[kind])
+        kind: box_overlaps(maps, boxes, grid, relative_to=kind, part=PARTS[kind])
         for kind, grid in GRIDS.items()
     }
 
@@ -398,8 +398,8 @@ def errors_of(
     kept: Sequence[Kept], labels: np.ndarray, tuning: int
 ) -> tuple[list[Line], dict[int, "Estimate"]]:
     """Return every method's errors with each rule, and the network's own, by guesses."""
-    from jaxplain.evaluation.localization import error_interval, judge
-    from jaxplain.evaluation.thresholds import ENOUGH, GRIDS, choose
+    from jaxplain.evaluation.localization import error_interval, localization_errors
+    from jaxplain.evaluation.thresholds import ENOUGH, GRIDS, choose_threshold
 
     answers, *others = kept
     guesses, judged = answers.arrays[ANSWERS][tuning:], labels[tuning:]
@@ -408,9 +408,9 @@ def errors_of(
     for one in others:
         for kind, grid in GRIDS.items():
             fits = one.arrays[kind]
-            rule = choose(fits[:tuning], grid, relative_to=kind, part=PARTS[kind]).rule
+            rule = choose_threshold(fits[:tuning], grid, relative_to=kind, part=PARTS[kind]).rule
             fit = fits[tuning:, grid.index(rule.threshold)]
-            hits = judge(fit, guesses, judged).hits
+            hits = localization_errors(fit, guesses, judged).hits
             lines.append(
                 Line(
                     one.work["method"],

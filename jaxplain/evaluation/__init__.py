@@ -33,7 +33,7 @@ from jaxplain.evaluation.grid import grid_energy
 from jaxplain.evaluation.localization import (
     Localization,
     error_interval,
-    judge,
+    localization_errors,
     localize,
     localize_methods,
     localize_true,
@@ -47,7 +47,7 @@ from jaxplain.evaluation.results import METRICS, Estimate, Evaluation, MethodRes
 from jaxplain.evaluation.robustness import fast_gradient_sign, rank_correlation
 from jaxplain.evaluation.run import evaluate
 from jaxplain.evaluation.saliency_detection import SaliencyDetection, saliency_detection
-from jaxplain.evaluation.thresholds import BoxRule, Tuned, choose, overlaps, tune
+from jaxplain.evaluation.thresholds import BoxRule, Tuned, box_overlaps, choose_threshold, tune
 
 __all__ = [
     "METRICS",
@@ -75,8 +75,9 @@ __all__ = [
     "area_under",
     "box_iou",
     "box_occlusion",
+    "box_overlaps",
     "centre_map",
-    "choose",
+    "choose_threshold",
     "class_means",
     "energy_inside",
     "error_interval",
@@ -87,13 +88,12 @@ __all__ = [
     "grid_energy",
     "heatmap_boxes",
     "insertion_deletion",
-    "judge",
+    "localization_errors",
     "localize",
     "localize_methods",
     "localize_true",
     "mask_iou",
     "min_max",
-    "overlaps",
     "pointing_game",
     "random_maps",
     "rank_correlation",

@@ -156,10 +156,10 @@ def localize_true(
     judged = labels[tuning:]
     known = localize(maps[tuning:, None], judged[:, None], judged, truth[tuning:], tuned.rule)
     guesses = np.argsort(-logits[tuning:], axis=1, kind="stable")[:, :top]
-    return tuned, judge(known.iou[:, 0], guesses, judged)
+    return tuned, localization_errors(known.iou[:, 0], guesses, judged)
 
 
-def judge(
+def localization_errors(
     overlap: Float[np.ndarray, " n"],
     guesses: Int[np.ndarray, "n k"],
     labels: Int[np.ndarray, " n"],
@@ -172,7 +172,8 @@ def judge(
         labels: (N,) true classes.
 
     Example:
-        >>> found = judge(np.array([0.6, 0.3]), np.array([[1, 2], [1, 2]]), np.array([2, 1]))
+        >>> guesses = np.array([[1, 2], [1, 2]])
+        >>> found = localization_errors(np.array([0.6, 0.3]), guesses, np.array([2, 1]))
         >>> found.localization_error.tolist(), found.classification_error.tolist()
         ([1.0, 0.5], [0.5, 0.0])
     """

@@ -1,7 +1,7 @@
 """At which threshold a heat map becomes the box that fits: found on images kept for it.
 
 All that localisation errors are made of is how well a map's box fits at each threshold of a grid,
-`overlaps`: a few numbers an image, which can be kept where maps cannot.
+`box_overlaps`: a few numbers an image, which can be kept where maps cannot.
 """
 
 from collections.abc import Mapping, Sequence
@@ -85,11 +85,11 @@ def tune(
     if relative_to not in GRIDS:
         raise ValueError(f"relative_to={relative_to!r}; expected {' or '.join(map(repr, GRIDS))}")
     grid = thresholds or GRIDS[relative_to]
-    found = overlaps(heatmaps, boxes, grid, relative_to=relative_to, part=part)
-    return choose(found, grid, relative_to=relative_to, part=part)
+    found = box_overlaps(heatmaps, boxes, grid, relative_to=relative_to, part=part)
+    return choose_threshold(found, grid, relative_to=relative_to, part=part)
 
 
-def overlaps(
+def box_overlaps(
     heatmaps: Float[np.ndarray, "n h w"],
     boxes: Sequence[Any] | np.ndarray,
     thresholds: Sequence[float],
@@ -115,7 +115,7 @@ def overlaps(
     Example:
         >>> heatmap = np.zeros((1, 8, 8), np.float32)
         >>> heatmap[0, 2:6, 2:6], heatmap[0, 2, 2:] = 0.5, 1.0
-        >>> overlaps(heatmap, [[2, 2, 6, 6]], [0.4, 0.9]).round(3).tolist()
+        >>> box_overlaps(heatmap, [[2, 2, 6, 6]], [0.4, 0.9]).round(3).tolist()
         [[0.667, 0.222]]
     """
     truth = true_boxes(boxes, len(heatmaps))
@@ -123,7 +123,7 @@ def overlaps(
     return np.stack([best_iou(b, t) for b, t in zip(found, truth, strict=True)])
 
 
-def choose(
+def choose_threshold(
     overlaps: Float[np.ndarray, "n t"],
     thresholds: Sequence[float],
     *,
@@ -133,13 +133,13 @@ def choose(
     """Choose the threshold whose boxes miss least often.
 
     Args:
-        overlaps: (N, T) what `overlaps` returned.
+        overlaps: (N, T) what `box_overlaps` returned.
         thresholds: (T,) of which grid.
         relative_to: as it was given.
         part: as it was given.
 
     Example:
-        >>> choose(np.array([[0.4, 0.6, 0.7]]), [0.1, 0.2, 0.3]).rule.threshold
+        >>> choose_threshold(np.array([[0.4, 0.6, 0.7]]), [0.1, 0.2, 0.3]).rule.threshold
         0.3
     """
     errors = (overlaps < ENOUGH).mean(0)
