@@ -59,7 +59,7 @@ def tune(
     *,
     relative_to: Unit = "max",
     part: Part = "largest",
-    thresholds: Sequence[float] | None = None,
+    thresholds: Sequence[float] | np.ndarray | None = None,
 ) -> Tuned:
     """Search for the threshold whose boxes miss least often, with the class known.
 
@@ -70,7 +70,7 @@ def tune(
         boxes: for each image its annotated boxes, (M, 4) or (4,).
         relative_to: as in `heatmap_boxes`.
         part: as in `heatmap_boxes`.
-        thresholds: the grid; None is `FRACTIONS` or `MULTIPLES`.
+        thresholds: (T,) the grid; None is `FRACTIONS` or `MULTIPLES`.
 
     Raises:
         ValueError: as `heatmap_boxes`; maps and boxes that do not belong together.
@@ -84,7 +84,7 @@ def tune(
     """
     if relative_to not in GRIDS:
         raise ValueError(f"relative_to={relative_to!r}; expected {' or '.join(map(repr, GRIDS))}")
-    grid = thresholds or GRIDS[relative_to]
+    grid = GRIDS[relative_to] if thresholds is None else thresholds
     found = box_overlaps(heatmaps, boxes, grid, relative_to=relative_to, part=part)
     return choose_threshold(found, grid, relative_to=relative_to, part=part)
 
@@ -92,7 +92,7 @@ def tune(
 def box_overlaps(
     heatmaps: Float[np.ndarray, "n h w"],
     boxes: Sequence[Any] | np.ndarray,
-    thresholds: Sequence[float],
+    thresholds: Sequence[float] | np.ndarray,
     *,
     relative_to: Unit = "max",
     part: Part = "largest",
@@ -125,7 +125,7 @@ def box_overlaps(
 
 def choose_threshold(
     overlaps: Float[np.ndarray, "n t"],
-    thresholds: Sequence[float],
+    thresholds: Sequence[float] | np.ndarray,
     *,
     relative_to: Unit = "max",
     part: Part = "largest",

@@ -39,6 +39,18 @@ def test_means_have_a_grid_of_their_own():
     assert found.errors.min() == 0
 
 
+@pytest.mark.parametrize("kind", [list, np.array])
+def test_a_grid_of_ones_own_is_a_sequence_or_an_array(kind):
+    found = tune(blobs(TRUTH), TRUTH, thresholds=kind([0.1, 0.6, 0.8]))
+    assert found.rule.threshold == 0.8
+    assert found.errors.tolist() == [1.0, 0.0, 0.0]
+
+
+def test_a_grid_without_a_threshold_is_refused():
+    with pytest.raises(ValueError, match="thresholds are"):
+        tune(blobs(TRUTH), TRUTH, thresholds=[])
+
+
 def slow(heatmaps, guesses, labels, boxes, rule):
     """The protocol in the words of the challenge: an image, a guess, a box at a time."""
     images, count = guesses.shape
