@@ -122,9 +122,13 @@ def draw(
             a black box raises.
     """
     if tolerance is None:
-        found = _explain(model, scene, given, key, width, num_samples, surrogate, plan)
-        if not isinstance(found.samples, Tracer):
-            check_answers(found.broken, num_samples)
+        base, moments = _explain_gather(model, scene, key, width, num_samples, surrogate, plan)
+        known = scene, given, moments, base, key, width
+        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(known)):
+            return _explain_once(*known, num_samples, surrogate, plan)
+        # Compiled apart from the network, and for any number: other networks need it as well.
+        found = _explain_so_far(*known, num_samples, surrogate, plan)
+        check_answers(found.broken, num_samples)
         return found
     _check_tolerance(tolerance, model, scene)
     base = _look(model, scene, plan.score)
@@ -160,7 +164,7 @@ def _add(
     return gather(model, scene, moments, base, kernel, own, count, start=start, score=plan.score)
 
 
-def _tell(
+def _explain_moments(
     scene: Scene,
     given: Any,
     moments: Moments,
@@ -179,25 +183,25 @@ def _tell(
     return surrogate.tell(given, seen, *surrogate.options)
 
 
-@functools.partial(jax.jit, static_argnums=(5, 6, 7))
-def _explain(
+@functools.partial(jax.jit, static_argnums=(4, 5, 6))
+def _explain_gather(
     model: Model,
     scene: Scene,
-    given: Any,
     key: Any,
     width: Any,
     count: int,
     surrogate: Surrogate,
     plan: Plan,
-) -> Any:
+) -> tuple[jax.Array, Moments]:
     base = look_at_whole(model, scene, plan.score)
-    moments = _add(model, scene, empty(scene), base, key, width, 0, count, surrogate, plan)
-    return _tell(scene, given, moments, base, key, width, count, surrogate, plan)
+    return base, _add(model, scene, empty(scene), base, key, width, 0, count, surrogate, plan)
 
 
 _look = jax.jit(look_at_whole, static_argnums=2)
 _explain_more = jax.jit(_add, static_argnums=(7, 8, 9))
-_explain_so_far = jax.jit(_tell, static_argnums=(7, 8))
+_explain_so_far = jax.jit(_explain_moments, static_argnums=(7, 8))
+# Loops of a known number of rounds can be differentiated.
+_explain_once = jax.jit(_explain_moments, static_argnums=(6, 7, 8))
 
 
 def for_targets(
