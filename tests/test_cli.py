@@ -372,18 +372,20 @@ def test_all_that_is_wrong_with_a_file_of_weights_is_told_in_one_line(
     arrays |= {"<b>more</b>": np.zeros(1), "params/conv9/bias": np.zeros(1)}
     arrays["params/logits/bias"] = np.zeros(11, np.float32)
     arrays["params/conv3/bias"][0] = np.nan
-    save_file(arrays, picture.with_name("own.safetensors"))
-    words = ("--model", "digits", "--weights", picture.with_name("own.safetensors"))
-    refused(
-        run("explain", picture, *words, "--npz", "m.npz"),
+    own = picture.with_name("own.safetensors")
+    told = (
         "own.safetensors",
         "2 missing: params/conv1/bias, params/conv2/bias",
         "2 not of this network: <b>more</b>, params/conv9/bias",
-        "1 of another shape: params/logits/bias",
-        "(11,)",
-        "(10,)",
+        "1 of another shape: params/logits/bias (11,), expected (10,)",
         "1 with NaN or infinity: params/conv3/bias",
     )
+    save_file(arrays, own)
+    words = ("explain", picture, "--npz", "m.npz", "--weights", own)
+    refused(run(*words, "--model", "digits"), "does not fit the network", *told)
+    # With the header that another file had.
+    save_file(arrays, own, {"format": "jaxplain", "architecture": '"digits"', "crc32": "0"})
+    refused(run(*words), "another program changed it: its checksum is another", *told)
     assert outputs(tmp_path) == []
 
 

@@ -128,8 +128,15 @@ def architecture_in(path: str | os.PathLike[str]) -> str:
         ValueError: it is damaged, or does not say.
     """
     from jaxplain.models.weights import store
+    from jaxplain.models.weights.safetensors_file import ChecksumError
 
-    name = store.read(Path(path))[1].architecture if Path(path).suffix == OWN_SUFFIX else ""
+    try:
+        name = store.read(Path(path))[1].architecture if Path(path).suffix == OWN_SUFFIX else ""
+    except ChecksumError as error:
+        # Who loads it is told that, and what else is wrong with it.
+        name = error.metadata.get("architecture", "").strip('"')
+        if name not in MODELS:
+            raise
     if not name:
         raise ValueError(
             f"{path} does not say which network it is of; name it: one of {', '.join(MODELS)}"

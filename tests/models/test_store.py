@@ -111,6 +111,23 @@ def test_all_tensors_that_are_not_finite_are_listed(path):
     assert "conv2/kernel" in str(raised.value)
 
 
+@pytest.mark.parametrize("kept", ["crc32", "another"])
+def test_what_is_wrong_is_listed_beside_a_checksum_that_is_not_right(path, kept):
+    def change(arrays):
+        del arrays["params/conv1/kernel"]
+        arrays["params/conv7/kernel"] = np.zeros(3, np.float32)
+        arrays["params/conv2/bias"] = np.zeros(7, np.float32)
+        arrays["params/logits/bias"] = np.full(4, np.nan, np.float32)
+
+    header = {"format": "jaxplain", kept: "0"}
+    with pytest.raises(ValueError, match="another program changed it: its checksum is") as raised:
+        load(rewritten(path, change, header), TINY)
+    message = str(raised.value)
+    assert "; 1 missing: params/conv1/kernel; 1 not of this network: params/conv7/kernel" in message
+    assert "; 1 of another shape: params/conv2/bias (7,), expected (3,)" in message
+    assert message.endswith("; 1 with NaN or infinity: params/logits/bias")
+
+
 def test_integers_are_refused(path):
     def change(arrays):
         arrays["params/conv1/bias"] = np.zeros(2, np.int32)

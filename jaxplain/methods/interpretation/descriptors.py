@@ -73,6 +73,10 @@ def blocks(
         if skip_last < 0:
             raise ValueError(f"skip_last is {skip_last}; expected 0 or more")
         chosen = _leading_to_logits(traced)
+        if skip_last >= len(chosen):
+            raise ValueError(
+                f"skip_last is {skip_last}; expected fewer than all {len(chosen)} layers"
+            )
         chosen = chosen[: len(chosen) - skip_last]
     else:
         chosen = list(layers)

@@ -179,6 +179,25 @@ def _read(tensor: Tensor, slot: Slot, values: np.ndarray) -> bool:
 
 def _check(plan: Plan, tensors: Tensors, source: str, ignored: Callable[[str], bool]) -> None:
     """Raise ValueError listing everything that does not fit."""
+    if problems := misfits(plan, tensors, ignored):
+        raise ValueError(f"{source} does not fit the network: {'; '.join(problems)}")
+
+
+def misfits(
+    plan: Plan,
+    tensors: Tensors,
+    ignored: Callable[[str], bool] = lambda name: False,
+    *,
+    numbers: bool = False,
+) -> list[str]:
+    """Return what does not fit, by what is wrong: how many tensors, and which.
+
+    Args:
+        plan: which tensor fills which variable.
+        tensors: what there is.
+        ignored: says of a name whether it may stay unused.
+        numbers: whether to read all tensors for NaN even if everything fits.
+    """
     wanted = {slot.name: slot for slot in plan.values()}
     missing = [name for name in wanted if name not in tensors]
     extra = [name for name in tensors if name not in wanted and not ignored(name)]
@@ -202,12 +221,12 @@ def _check(plan: Plan, tensors: Tensors, source: str, ignored: Callable[[str], b
         )
         if names
     ]
-    if problems:
+    if problems or numbers:
         # Looked for only now, since nothing else reads the tensors of a file that does not fit.
         broken = [name for name in wanted if name in tensors and not _finite(tensors[name])]
         if broken:
             problems.append(f"{len(broken)} with NaN or infinity: {_listed(broken)}")
-        raise ValueError(f"{source} does not fit the network: {'; '.join(problems)}")
+    return problems
 
 
 def _finite(tensor: Tensor) -> bool:

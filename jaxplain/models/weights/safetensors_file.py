@@ -34,6 +34,21 @@ CHECKSUM = "crc32"
 OWN_FORMAT = "jaxplain"
 
 
+class ChecksumError(ValueError):
+    """A file does not hold what was written, or says so no more.
+
+    Attributes:
+        tensors: what it seems to hold.
+        metadata: what it seems to say.
+    """
+
+    def __init__(
+        self, path: Path, reason: str, tensors: dict[str, FileTensor], metadata: dict[str, str]
+    ):
+        super().__init__(f"{path} is damaged, or another program changed it: {reason}")
+        self.tensors, self.metadata = tensors, metadata
+
+
 def read_safetensors(path: str | Path) -> tuple[dict[str, FileTensor], dict[str, str]]:
     """Return the tensors of a file and its metadata; each tensor is read when it is used.
 
@@ -42,7 +57,8 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, FileTensor], dict[str,
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is damaged, or a tensor has a dtype that NumPy does not know.
+        ValueError: it is damaged (`ChecksumError`, where its tensors can still be named), or a
+            tensor has a dtype that NumPy does not know.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -65,11 +81,11 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, FileTensor], dict[str,
         raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
     expected = metadata.pop(CHECKSUM, None)
     if expected is None and metadata.get("format") == OWN_FORMAT:
-        raise ValueError(f"{path} is damaged: its checksum is missing")
+        raise ChecksumError(path, "its checksum is missing", tensors, metadata)
     if expected is not None:
         described = [(name, kinds[name], tensors[name].shape) for name in tensors]
         if expected != f"{_file_checksum(path, start, _described(metadata, described)):08x}":
-            raise ValueError(f"{path} is damaged: its checksum is another")
+            raise ChecksumError(path, "its checksum is another", tensors, metadata)
     return tensors, metadata
 
 

@@ -17,8 +17,12 @@ import numpy as np
 from flax import traverse_util
 
 from jaxplain.models.architecture import Architecture
-from jaxplain.models.weights.fill import fill, own_plan
-from jaxplain.models.weights.safetensors_file import read_safetensors, write_safetensors
+from jaxplain.models.weights.fill import fill, misfits, own_plan
+from jaxplain.models.weights.safetensors_file import (
+    ChecksumError,
+    read_safetensors,
+    write_safetensors,
+)
 from jaxplain.models.weights.tensors import FileTensor, MemoryTensor
 from jaxplain.preprocessing import Preprocessing
 
@@ -149,7 +153,13 @@ def load(path: str | Path, architecture: Architecture, num_classes: int | None =
         ValueError: it is damaged, its header is wrong, it is of another network, or it does not fit
             the network; all tensors that do not are listed.
     """
-    tensors, header = read(path)
+    try:
+        tensors, header = read(path)
+    except ChecksumError as error:
+        # A file that was changed by hand is told what to mend, all at once.
+        expected = variable_shapes(architecture, num_classes or architecture.num_classes)
+        wrong = misfits(own_plan(expected), error.tensors, numbers=True)
+        raise ValueError("; ".join([str(error), *wrong])) from error
     check_architecture(header, architecture.name, str(path))
     head = f"params/{architecture.build(1).head}/kernel"
     found = header.num_classes

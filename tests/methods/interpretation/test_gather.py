@@ -55,7 +55,7 @@ def test_layers_are_found_with_what_made_them():
     ]  # fmt: skip
     assert [block.layer for block in blocks(small(), skip_last=2)] == ["conv1", "pool1"]
     for options, message in (
-        ({"skip_last": 4}, r"layers are \[\]"),
+        ({"skip_last": 4}, "skip_last is 4; expected fewer than all 4"),
         ({"skip_last": -1}, "skip_last is -1"),
         ({"layers": ["conv1", "conv1"]}, "each once"),
         ({"layers": ["conv3"]}, "unknown layer 'conv3'; nearest: conv"),
