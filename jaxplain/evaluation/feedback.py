@@ -33,6 +33,7 @@ def feedback_methods(
     *,
     top: int = 3,
     feedback: Sequence[str] = tuple(TITLES),
+    signs: str = "positive",
     smoothing: float = 0.0,
 ) -> tuple[Method, ...]:
     """Return the ways to show features, as methods for `evaluate`.
@@ -41,7 +42,8 @@ def feedback_methods(
         features: what is shown.
         top: how many of them in each image.
         feedback: which ways, by the names of `interpretation.explain`.
-        smoothing: as in `interpretation.explain`, of all ways alike.
+        signs: as in `interpretation.explain`, of all ways alike.
+        smoothing: likewise.
 
     Example:
         >>> from jaxplain.methods.interpretation import shipped
@@ -55,7 +57,12 @@ def feedback_methods(
             method,
             name=name,
             title=TITLES[name],
-            options=(("feedback", name), ("top", top), ("smoothing", smoothing)),
+            options=(
+                ("feedback", name),
+                ("top", top),
+                ("signs", signs),
+                ("smoothing", smoothing),
+            ),
             importance=features,
         )
         for name in feedback

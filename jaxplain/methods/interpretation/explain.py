@@ -34,6 +34,8 @@ RULES: dict[str, RuleSet] = {
     "guided": GUIDED_BACKPROP,
 }
 FEEDBACK = (*RULES, "activation")
+SIGNS = ("positive", "both")
+STATIC = ("top", "feedback", "signs", "smoothing", "strict")
 
 
 class Interpretation(NamedTuple):
@@ -56,7 +58,7 @@ class Interpretation(NamedTuple):
 
 def _checked(function: Callable[P, R]) -> Callable[P, R]:
     """Check what is given and compile the function, as `explainer` does; features besides."""
-    compiled = jax.jit(function, static_argnames=("top", "feedback", "smoothing", "strict"))
+    compiled = jax.jit(function, static_argnames=STATIC)
 
     @functools.wraps(function)
     def checked(model: Model, images: Any, targets: Any, **options: Any) -> R:
@@ -77,15 +79,16 @@ def explain(
     importance: RelevantFeatures,
     top: int = 3,
     feedback: str = "unit_stride",
+    signs: str = "positive",
     smoothing: float = 0.0,
     strict: bool = True,
 ) -> Interpretation:
     """Return the features that a class rests on in each image, with their maps.
 
     Oramas et al. 2019, "Visual Explanation by Interpretation", §3.2, arXiv:1712.06302. A map is the
-    length over the colours of the positive part of what arrives at the image, from 0 to 1. The
-    paper does not say so, its authors' code does; nor that only features with a positive response
-    are shown and that maps are combined by their maximum.
+    length over the colours of what arrives at the image, from 0 to 1, unless told otherwise of its
+    positive part. The paper does not say so, its authors' code does; nor that only features with a
+    positive response are shown and that maps are combined by their maximum.
 
     Args:
         model: any model with ReLUs.
@@ -96,6 +99,9 @@ def explain(
         feedback: "unit_stride"; "unit_stride_pooling" for strides of pooling, too; "guided" for
             guided backprop; "activation" for the channel itself, enlarged bilinearly (zero for
             features of layers without positions, where there is nothing to enlarge).
+        signs: "positive" for the positive part of what arrives at the image, as in the authors'
+            code; "both" for all of it: also where a colour that is there speaks for the feature by
+            being dark, so that maps are more even (docs/visual-explanation.md).
         smoothing: standard deviation in pixels of a Gaussian that each map is blurred with; the
             paper has none. ReLUs and maximum pooling hand what arrives to single pixels: a stride
             of one fills no gaps between those, and a blur does (docs/visual-explanation.md).
@@ -125,6 +131,8 @@ def explain(
         raise ValueError(f"top is {top}; expected at least 1")
     if feedback not in FEEDBACK:
         raise ValueError(unknown("feedback", feedback, FEEDBACK))
+    if signs not in SIGNS:
+        raise ValueError(unknown("signs", signs, SIGNS))
     if not 0 <= smoothing < float("inf"):
         raise ValueError(f"smoothing is {smoothing}; expected 0 or more")
     sweep = Sweep(model, images)
@@ -150,7 +158,7 @@ def explain(
         def back(mark: jax.Array) -> jax.Array:
             seeds = _seeds(activations, blocks, mark)
             arrived = sweep.pull(rules, seeds, [INPUT], strict=False)[INPUT].value
-            return _length(jnp.maximum(arrived, 0))
+            return _length(arrived if signs == "both" else jnp.maximum(arrived, 0))
 
         maps = jnp.moveaxis(jax.vmap(back)(marks), 0, 1)
     if smoothing > 0:
