@@ -43,9 +43,9 @@ def example(
     scores = Scores(
         images=24,
         metrics={
-            "iou_area": {method.name: Interval(0.4, 0.35, 0.45) for method in methods},
+            "iou_area": {method.name: Interval(0.4, (0.35, 0.45)) for method in methods},
             "energy": {
-                name: Interval(mean, mean - 0.01, mean + 0.01)
+                name: Interval(mean, (mean - 0.01, mean + 0.01))
                 for name, mean in (("gradient", 0.6), ("mine", 0.12), ("noise", 0.05))
             },
         },
@@ -53,10 +53,10 @@ def example(
         curves={method.name: np.sin(3 * thresholds) for method in methods},
         by_class={
             name: {
-                "iou_area": {"gradient": Interval(0.5 + number / 100, 0.31, 0.69)},
+                "iou_area": {"gradient": Interval(0.5 + number / 100, (0.31, 0.69))},
                 "energy": {
-                    "gradient": Interval(0.21, 0.2, 0.22),
-                    "mine": Interval(0.212, 0.2, 0.22),
+                    "gradient": Interval(0.21, (0.2, 0.22)),
+                    "mine": Interval(0.212, (0.2, 0.22)),
                 },
             }
             for number, name in enumerate(names)

@@ -13,7 +13,15 @@ from report_examples import PAYLOADS, example
 
 from jaxplain import plot
 from jaxplain.methods import METHODS
-from jaxplain.report import Explained, Report, Section, read_glossary, render_report, write_report
+from jaxplain.report import (
+    Explained,
+    Interval,
+    Report,
+    Section,
+    read_glossary,
+    render_report,
+    write_report,
+)
 
 VOID = {
     "area",
@@ -229,6 +237,21 @@ def test_every_metric_is_told_class_by_class_with_its_interval(text):
     ]
     assert rows["Mine"][1:] == ["–"] * 3
     assert table(text, "Energy inside, by class")["Mine"][1] == "0.21 0.20–0.22"
+
+
+def test_an_interval_that_is_not_known_is_not_drawn(text):
+    report = example()
+    section = report.sections[0]
+    unknown = {"iou_area": {"gradient": Interval(0.4)}}
+    assert section.scores is not None
+    scores = dataclasses.replace(section.scores, metrics=unknown, by_class={"rose": unknown})
+    section = dataclasses.replace(section, scores=scores)
+    page = render_report(dataclasses.replace(report, sections=[section]))
+    assert table(page, "Agreement with the known evidence")["Gradient"][0] == "0.40"
+    assert table(page, "IoU area, by class")["Gradient"] == ["0.40", "0.40"]
+    assert 'class="whisker"' in text
+    assert 'class="whisker"' not in page
+    assert 'class="range-text"' not in page
 
 
 def test_methods_that_look_equal_are_best_together_and_a_yardstick_never_is(text):

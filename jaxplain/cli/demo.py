@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxplain.cli import compilation, facts
-from jaxplain.cli.console import note, progress, say, show_table, table
+from jaxplain.cli.console import note, progress, say
 from jaxplain.cli.explain import tell_skipped
 from jaxplain.cli.maps import Maps, Task, run_methods
 from jaxplain.cli.request import left_out
-from jaxplain.cli.scoring import score
+from jaxplain.cli.scoring import score, show_scores
 from jaxplain.outputs import check_writable
 from jaxplain.report import (
     Case,
@@ -24,8 +24,6 @@ from jaxplain.report import (
     Report,
     Scores,
     Section,
-    digits,
-    duration,
     write_report,
 )
 
@@ -375,29 +373,3 @@ def make_case(shown: Shown, chances: np.ndarray, found: Mapping[str, Maps], row:
         truth=label,
         mask=None if shown.masks is None else shown.masks[row],
     )
-
-
-def show_scores(section: Section, scores: Scores) -> None:
-    """Print a network's table of scores."""
-    heads = {
-        "iou_area": "IoU area",
-        "pointing": "pointing",
-        "pointing_plain": "strict",
-        "energy": "energy inside",
-    }
-    columns = [
-        ("method", "left"),
-        *((head, "right") for head in heads.values()),
-        ("a picture", "right"),
-    ]
-    rows = table(f"{section.title} ({scores.images} pictures)", columns)
-    for entry in section.methods:
-        intervals = [scores.metrics[metric].get(entry.name) for metric in heads]
-        shown = [
-            f"{digits(i.mean)} [dim]{digits(i.lower)}–{digits(i.upper)}[/dim]" if i else "–"
-            for i in intervals
-        ]
-        rows.add_row(
-            entry.title, *shown, duration(entry.seconds), style="dim" if entry.baseline else None
-        )
-    show_table(rows)

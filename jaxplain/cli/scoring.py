@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxplain.cli.console import show_table, table
 from jaxplain.cli.maps import Maps
-from jaxplain.report import Interval, MethodEntry, Scores
+from jaxplain.report import Interval, MethodEntry, Scores, Section, digits, duration
 
 if TYPE_CHECKING:
     from jaxplain.evaluation.results import Estimate, Evaluation
@@ -111,10 +112,10 @@ def _scores(evaluation: "Evaluation") -> Scores:
     curves: dict[str, np.ndarray] = {}
     for result in evaluation.results:
         for metric, score in result.scores.items():
-            if (interval := _interval(score.mean)) is not None:
+            if (interval := interval_of(score.mean)) is not None:
                 metrics[metric][result.name] = interval
             for name, estimate in zip(evaluation.classes, score.per_class, strict=True):
-                if (interval := _interval(estimate)) is not None:
+                if (interval := interval_of(estimate)) is not None:
                     by_class[name][metric][result.name] = interval
         if None not in result.curve:
             curves[result.name] = np.array(result.curve, np.float64)
@@ -129,10 +130,60 @@ def _scores(evaluation: "Evaluation") -> Scores:
     )
 
 
-def _interval(estimate: "Estimate") -> Interval | None:
-    """The report's form of an estimate; without a spread, its bounds are the mean itself."""
+def interval_of(estimate: "Estimate") -> Interval | None:
+    """Return the report's form of an estimate: what is not known of it stays unknown.
+
+    Example:
+        >>> from jaxplain.evaluation import Estimate
+        >>> interval_of(Estimate(0.5, 0.4, 0.6, 9))
+        Interval(mean=0.5, bounds=(0.4, 0.6))
+        >>> interval_of(Estimate(0.5, None, None, 1))
+        Interval(mean=0.5, bounds=None)
+        >>> interval_of(Estimate(None, None, None, 0)) is None
+        True
+    """
     if estimate.value is None:
         return None
-    low = estimate.value if estimate.low is None else estimate.low
-    high = estimate.value if estimate.high is None else estimate.high
-    return Interval(estimate.value, low, high)
+    if estimate.low is None or estimate.high is None:
+        return Interval(estimate.value)
+    return Interval(estimate.value, (estimate.low, estimate.high))
+
+
+def show_scores(section: Section, scores: Scores) -> None:
+    """Print a network's table of scores."""
+    heads = {
+        "iou_area": "IoU area",
+        "pointing": "pointing",
+        "pointing_plain": "strict",
+        "energy": "energy inside",
+    }
+    columns = [
+        ("method", "left"),
+        *((head, "right") for head in heads.values()),
+        ("a picture", "right"),
+    ]
+    rows = table(f"{section.title} ({scores.images} pictures)", columns)
+    for entry in section.methods:
+        intervals = [scores.metrics[metric].get(entry.name) for metric in heads]
+        rows.add_row(
+            entry.title,
+            *map(cell, intervals),
+            duration(entry.seconds),
+            style="dim" if entry.baseline else None,
+        )
+    show_table(rows)
+
+
+def cell(interval: Interval | None) -> str:
+    """Return a mean with its interval, or what is known of them.
+
+    Example:
+        >>> cell(Interval(0.5, (0.4, 0.6))), cell(Interval(0.5)), cell(None)
+        ('0.50 [dim]0.40–0.60[/dim]', '0.50', '–')
+    """
+    if interval is None:
+        return "–"
+    if interval.bounds is None:
+        return digits(interval.mean)
+    low, high = interval.bounds
+    return f"{digits(interval.mean)} [dim]{digits(low)}–{digits(high)}[/dim]"

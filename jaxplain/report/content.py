@@ -100,11 +100,15 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """A mean and its confidence interval."""
+    """A mean and its confidence interval.
+
+    Attributes:
+        mean: the mean.
+        bounds: (lower, upper); None where a spread is not known, as of a class with one picture.
+    """
 
     mean: float
-    lower: float
-    upper: float
+    bounds: tuple[float, float] | None = None
 
 
 ByMetric = Mapping[str, Mapping[str, Interval]]
