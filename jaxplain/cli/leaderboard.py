@@ -126,7 +126,6 @@ def run(request: Request) -> None:
     counts = [costly if costs(entry) else count for entry in entries]
     chunks = [request.chunk or max(1, min(CHUNK, number // 4)) for number in counts]
     steps = [-(-number // chunk) for number, chunk in zip(counts, chunks, strict=True)]
-    new = 0
     with progress(sum(steps)) as advance:
         for entry, number, chunk, batches in zip(entries, counts, chunks, steps, strict=True):
             title = YARDSTICKS[entry] if isinstance(entry, str) else entry.title
@@ -150,10 +149,10 @@ def run(request: Request) -> None:
                 try:
                     done = measure(entry, model, task, seed=request.seed, chunk=chunk, tick=advance)
                 except KeyboardInterrupt:
-                    note(f"{new} more methods are in {folder / 'kept'}; the same command goes on")
+                    made = f"{len(lines)} of {len(entries)} lines of the table"
+                    note(f"{made} are in {folder / 'kept'}; the same command goes on")
                     raise
                 write_kept(path, work, done)
-                new += 1
             else:
                 advance(f"{title}: kept", batches)
             if done.error is not None:
