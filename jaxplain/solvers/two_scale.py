@@ -78,6 +78,29 @@ class _Method(NamedTuple):
     ridge: Array
 
 
+def check_method(method: str, **rhos: Any) -> None:
+    """Refuses an unknown method, and numbers that it has not.
+
+    Args:
+        method: as in `two_scale`.
+        **rhos: of "nested": its coupling and its two ρ, by name; None where they are not given.
+
+    Raises:
+        ValueError: naming the argument.
+
+    >>> check_method("nested", coupling=1.0)
+    >>> check_method("eliminated", coupling=1.0)
+    Traceback (most recent call last):
+    ValueError: coupling has no meaning for method 'eliminated'; expected None
+    """
+    if method not in METHODS:
+        raise ValueError(f"method={method!r}; expected one of {METHODS}")
+    refuse(**{name: (value, None, None) for name, value in rhos.items()})
+    given = [name for name, value in rhos.items() if value is not None]
+    if method == "eliminated" and given:
+        raise ValueError(f"{given[0]} has no meaning for method 'eliminated'; expected None")
+
+
 def two_scale(
     coarse_gram: Float[Array, "p p"],
     coarse_corr: Float[Array, " p"],
@@ -134,22 +157,14 @@ def two_scale(
     >>> [round(float(x), 2) for x in s.value.fine], bool(s.converged)
     ([0.85, 0.0], True)
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {METHODS}, got {method!r}")
     refuse(
         coarse_penalty=(coarse_penalty, 0, None),
         fine_penalty=(fine_penalty, 0, None),
         fine_weight=(fine_weight, None, None),
-        coupling=(coupling, None, None),
-        coarse_rho=(coarse_rho, None, None),
-        fine_rho=(fine_rho, None, None),
         inner_steps=(inner_steps, None, None),
         max_steps=(max_steps, 0, None),
     )
-    rhos = {"coupling": coupling, "coarse_rho": coarse_rho, "fine_rho": fine_rho}
-    given = [name for name, value in rhos.items() if value is not None]
-    if method == "eliminated" and given:
-        raise ValueError(f"{given[0]} has no meaning for method 'eliminated'; expected None")
+    check_method(method, coupling=coupling, coarse_rho=coarse_rho, fine_rho=fine_rho)
     coarse_gram, coarse_corr, fine_gram, fine_corr, membership = floating(
         coarse_gram, coarse_corr, fine_gram, fine_corr, membership
     )

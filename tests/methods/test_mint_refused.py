@@ -40,3 +40,40 @@ def test_what_does_not_fit_is_refused_by_name(box, options, error, message):
             features="none",
             **options,
         )
+
+
+@pytest.mark.parametrize("tolerance", [None, 0.1])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"coupling": 1.0},
+        {"fine_rho": 1.0},
+        {"method": "nested", "coarse_rho": 0.0},
+        {"method": "newton"},
+        {"width": 0.0},
+    ],
+    ids=lambda options: list(options)[-1],
+)
+def test_bad_options_are_refused_before_a_sample_is_drawn(options, tolerance):
+    asked = []
+
+    def box(images):
+        asked.append(len(images))
+        return _answers(images)
+
+    name = list(options)[-1]
+    model = Model.from_black_box(box, 2)
+    with pytest.raises(ValueError, match=name):
+        mint.explain(
+            model,
+            IMAGES,
+            jnp.array([0, 1]),
+            SEGMENTS,
+            key=jax.random.key(0),
+            num_samples=64,
+            features="none",
+            tolerance=tolerance,
+            **options,
+        )
+    # The images themselves are shown, to see that the answers fit.
+    assert asked == [len(IMAGES)]

@@ -55,7 +55,7 @@ from jaxplain.methods.surrogate import Kernel
 from jaxplain.model import Model
 from jaxplain.scores import Score
 from jaxplain.solvers.problems import refuse
-from jaxplain.solvers.two_scale import METHODS as SOLVERS
+from jaxplain.solvers.two_scale import check_method
 
 __all__ = ["PAPER", "Mint", "deep_layer", "explain", "shallow_layer"]
 
@@ -242,12 +242,9 @@ def explain(
     if features not in ("layers", "normalised", "none"):
         raise ValueError(f"features={features!r}; expected 'layers', 'normalised' or 'none'")
     _check_scale(scale)
-    if method not in SOLVERS:
-        raise ValueError(f"method={method!r}; expected one of {SOLVERS}")
     refuse(width=(width, None, None), fine_weight=(fine_weight, None, None))
     refuse(coarse_penalty=(coarse_penalty, 0, 1), fine_penalty=(fine_penalty, 0, 1))
-    rhos = {"coupling": coupling, "coarse_rho": coarse_rho, "fine_rho": fine_rho}
-    refuse(**{name: (value, None, None) for name, value in rhos.items() if value is not None})
+    check_method(method, coupling=coupling, coarse_rho=coarse_rho, fine_rho=fine_rho)
     plan = Plan(antithetic, check_control(control, score), max(1, chunk // len(images)), score)
     deep = "" if features == "none" and segments is not None else deep_layer(model, layer)
     nest = find_nested(model, images, targets, segments, deep)
