@@ -5,7 +5,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -182,7 +182,7 @@ def caution(name: str, weights: str | None) -> str:
         f"This network was trained on one kind of picture alone ({MODELS[name].description}). "
         "Shown anything else, it still answers with one of its classes, and may be quite sure of "
         "it; such an answer means nothing, and a map of it shows only where it came from. For "
-        "photographs, explain a network that knows them: vgg16 with the weights imagenet, say."
+        f"photographs, take a network that knows them: jaxplain explain PHOTO {FOR_PHOTOGRAPHS}."
     )
 
 
@@ -270,7 +270,8 @@ def write_npz(
         the method gives them.
     """
     shape = targets.shape
-    arrays = {
+    # None of objects: there is nothing that NumPy would pickle.
+    arrays: dict[str, Any] = {
         "pictures": np.array(names, np.str_),
         "class_names": np.array(model.class_names, np.str_),
         "probabilities": chances,
@@ -281,7 +282,7 @@ def write_npz(
             if values is not None:
                 arrays[f"{kind}/{name}"] = values.reshape(*shape, *values.shape[1:])
     with path.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
+        np.savez_compressed(file, **arrays)
 
 
 def show_answers(
