@@ -34,7 +34,8 @@ demo-check: $(STAMP) ## look at demo/report.html in a browser
 	@JAXPLAIN_REPORT=demo/report.html $(BIN)/python -m pytest -q tests/browser/test_demo.py
 
 test: $(STAMP) ## run all tests and doctests
-	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+	@# Every worker, and every program that a test starts, reads the same modules: one compiles them.
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
 parity: $(STAMP) ## compare every large network with torchvision, Captum, Zennit, TorchRay
 	@JAXPLAIN_PARITY=all $(BIN)/python -m pytest -q -rsP tests/parity tests/models/test_parity.py \
