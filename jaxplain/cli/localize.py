@@ -100,8 +100,10 @@ class Kept:
     def write(self) -> None:
         """Write the file; it appears whole or not at all."""
         told = json.dumps({"format": FORMAT, "work": self.work, "done": self.done}, sort_keys=True)
+        # None of objects: there is nothing that NumPy would pickle.
+        content: dict[str, Any] = {"told": np.array(told), **self.arrays}
         with replacing(self.path) as part, part.open("wb") as file:
-            np.savez(file, allow_pickle=False, told=np.array(told), **self.arrays)
+            np.savez(file, **content)
 
     def read(self) -> None:
         """Go on from the file, if there is a whole one of this work."""
