@@ -136,10 +136,9 @@ def run(*, out: Path, flowers: int, seed: int, chunk: int | None, cache: bool) -
             seen = [explain(first, drawn[0], tick=advance)]
         last = aside.submit(explain, small, drawn[2])
         scoring = aside.submit(score_exhibit, seen[0], seed=seed)
+        beside: list[Future[Any]] = [last, scoring]
         with progress(steps) as advance:
-            seen.append(
-                explain(second, drawn[1], tick=advance, alone=lambda: wait([last, scoring]))
-            )
+            seen.append(explain(second, drawn[1], tick=advance, alone=lambda: wait(beside)))
     with progress(len(seen[1].found)) as advance:
         scored = [scoring.result(), score_exhibit(seen[1], seed=seed, tick=advance), NO_SCORES]
     seen.append(last.result())
