@@ -1,8 +1,6 @@
 """`jaxplain evaluate`: every method on the same pictures, method by method, each kept once done."""
 
 import dataclasses
-import functools
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ import numpy as np
 from jaxplain.cli import compilation, facts
 from jaxplain.cli.console import note, progress, say, show_table, table
 from jaxplain.cli.explain import load
+from jaxplain.cli.kept import digest_of, kept_path, versions
 from jaxplain.cli.maps import Task, run_batch
 from jaxplain.cli.request import check_weights, choose_methods
 from jaxplain.names import unknown
@@ -336,47 +335,6 @@ def line_of(
         return Standing(name, title, len(labels), {}, error=done.error, **traits)
     key = jax.random.key(seed)
     return standing(name, title, done.measured, labels, done.seconds, key=key, **traits)
-
-
-def digest_of(tree: Any) -> str:
-    """Return a SHA-256 of the arrays of a model, or of any other pytree, in hexadecimal."""
-    import jax
-
-    found = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.ascontiguousarray(leaf)
-        found.update(f"{jax.tree_util.keystr(path)} {array.dtype.str} {array.shape}".encode())
-        found.update(array.tobytes())
-    return found.hexdigest()
-
-
-def versions() -> dict[str, str]:
-    """Return whose figures they are: the versions of what computes them, and our code itself."""
-    from importlib import metadata
-
-    return {name: metadata.version(name) for name in ("jaxplain", "jax")} | {"code": code_digest()}
-
-
-@functools.cache
-def code_digest() -> str:
-    """Return a digest of the package's modules: between two releases, too, methods change.
-
-    Example:
-        >>> len(code_digest())
-        16
-    """
-    root = Path(__file__).parents[1]
-    found = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        found.update(f"{path.relative_to(root).as_posix()}\n".encode())
-        found.update(path.read_bytes())
-    return found.hexdigest()[:16]
-
-
-def kept_path(folder: Path, work: Mapping[str, Any]) -> Path:
-    """Return where a method's figures are kept: another file for whatever else is asked."""
-    said = json.dumps(work, sort_keys=True).encode()
-    return folder / "kept" / f"{work['method']}-{hashlib.sha256(said).hexdigest()[:12]}.json"
 
 
 def write_kept(path: Path, work: Mapping[str, Any], done: Done) -> None:

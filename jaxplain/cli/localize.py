@@ -7,21 +7,18 @@ goes on where it was stopped.
 
 import dataclasses
 import hashlib
-import io
-import json
 import time
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jaxplain.cli import compilation, facts
 from jaxplain.cli.console import note, progress, say
 from jaxplain.cli.explain import load, with_fitted
-from jaxplain.cli.leaderboard import digest_of, kept_path, versions
+from jaxplain.cli.kept import Kept, digest_of, kept_path, versions
 from jaxplain.cli.localization_table import Board, Line, show
 from jaxplain.cli.maps import Task, run_batch
 from jaxplain.cli.request import asked_for_all, check_layer, check_weights, choose_methods
@@ -35,7 +32,6 @@ if TYPE_CHECKING:
     from jaxplain.model import Model
 
 CHUNK = 16
-FORMAT = "jaxplain.localization/1"
 PATIENCE = 30.0
 """Seconds of work that may be lost."""
 
@@ -69,54 +65,6 @@ class Request:
     seed: int
     chunk: int | None
     cache: bool
-
-
-@dataclass
-class Kept:
-    """What is known so far of a method, or of the network's answers.
-
-    Attributes:
-        path: its file.
-        work: whose figures they are.
-        arrays: name -> one row a picture.
-        done: how many pictures.
-        title: for people.
-        method: None for what is no method.
-    """
-
-    path: Path
-    work: Mapping[str, Any]
-    arrays: dict[str, np.ndarray]
-    done: int
-    title: str
-    method: "Method | None" = None
-
-    def take(self, rows: slice, found: Mapping[str, np.ndarray]) -> None:
-        """Fill in some pictures."""
-        for name, values in found.items():
-            self.arrays[name][rows] = values[: rows.stop - rows.start]
-        self.done = rows.stop
-
-    def write(self) -> None:
-        """Write the file; it appears whole or not at all."""
-        told = json.dumps({"format": FORMAT, "work": self.work, "done": self.done}, sort_keys=True)
-        # None of objects: there is nothing that NumPy would pickle.
-        content: dict[str, Any] = {"told": np.array(told), **self.arrays}
-        with replacing(self.path) as part, part.open("wb") as file:
-            np.savez(file, **content)
-
-    def read(self) -> None:
-        """Go on from the file, if there is a whole one of this work."""
-        try:
-            with np.load(io.BytesIO(self.path.read_bytes())) as found:
-                told = json.loads(str(found["told"]))
-                arrays = {name: found[name] for name in self.arrays}
-            same = told["format"] == FORMAT and told["work"] == self.work
-            shapes = all(arrays[name].shape == own.shape for name, own in self.arrays.items())
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
-            return
-        if same and shapes:
-            self.arrays, self.done = arrays, int(told["done"])
 
 
 def run(request: Request) -> None:
