@@ -221,7 +221,7 @@ def explain_exhibit(
     shown = drawn.result()
     note(f"{exhibit.model}: {len(methods)} methods on {len(shown.pictures)} held-out pictures")
     images = model.preprocessing.batch(list(shown.pictures))
-    chances = facts.probabilities(model, images, chunk=chunk)
+    chances = facts.probabilities(common, images, chunk=chunk)[:, : len(model.class_names)]
     found, skipped = run_methods(
         list(chosen.values()),
         Task(common, images, shown.labels, seed, chunk),
