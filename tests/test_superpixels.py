@@ -7,6 +7,7 @@ from skimage.measure import label as connected
 from jaxplain import superpixels as sp
 from jaxplain.model import Model
 from jaxplain.preprocessing import Preprocessing
+from jaxplain.superpixels.crossings import settle
 
 SIZE = (40, 48)
 
@@ -207,6 +208,52 @@ def test_the_number_of_fine_superpixels_can_be_limited(image, heat, found):
     np.testing.assert_array_equal(few.coarse, found.coarse)
     with pytest.raises(ValueError, match="most=2; there are"):
         sp.nested(image, heat, most_fine=2)
+
+
+def parts(labels: np.ndarray) -> int:
+    return connected(labels, background=-1, connectivity=1).max()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_settled_superpixels_nest_whatever_they_were(seed):
+    """Stripes and blobs at random, that cross in many pieces."""
+    rng = np.random.default_rng(seed)
+    size = (20, 24)
+    spots = rng.uniform(0, size, (4, 6, 2))
+    away = ((np.stack(np.indices(size), -1)[None, :, :, None] - spots[:, None, None]) ** 2).sum(-1)
+    coarse = list(away.argmin(-1).astype(np.int32))
+    for most in (100, 30, 9, 6):
+        moved, regions = settle(coarse, 2, most=most)
+        assert_contiguous(regions, size)
+        assert parts(regions) == regions.max() + 1 <= most
+        for labels, before in zip(moved, coarse, strict=True):
+            assert_contiguous(labels, size)
+            sp.membership(labels, regions)  # refuses what is not nested
+            assert (labels[before == 0] == 0).any(), "the foreground is there, and is label 0"
+            assert parts(labels) == labels.max() + 1, "as connected as before"
+    with pytest.raises(ValueError, match="most=5; there are 6 coarse superpixels"):
+        settle(coarse, 2, most=5)
+
+
+def test_superpixels_that_do_not_cross_in_slivers_stay():
+    one = sp.grid((12, 12), rows=2, columns=2)
+    other = sp.grid((12, 12), rows=4, columns=1)
+    moved, regions = settle([one, other], 18, most=8)
+    np.testing.assert_array_equal(moved, [one, other])
+    assert regions.max() + 1 == 8
+
+
+def test_a_speckled_foreground_is_kept_unless_its_specks_are_too_many():
+    speckled = np.ones((12, 12), np.int32)
+    speckled[::2, ::2] = 0
+    speckled[:6, :6] = 0
+    (same,), regions = settle([speckled], 0)
+    np.testing.assert_array_equal(same, speckled)
+    np.testing.assert_array_equal(regions, speckled)
+    (few,), regions = settle([speckled], 0, most=4)
+    assert parts(regions) == regions.max() + 1 == 4
+    sp.membership(few, regions)
+    assert (few[:6, :6] == 0).all()
 
 
 def test_membership_refuses_what_is_not_nested():

@@ -14,7 +14,9 @@ An image of which Quickshift makes fewer than four superpixels (a small or a pla
 a grid instead, of 8 × 8 or as few as leave 4 pixels to a side.
 
 Slivers are merged into the neighbour with which they share the longest border, fine ones within
-their coarse one. Everything is deterministic: the same image gives the same labels.
+their coarse one. Where several classes have coarse superpixels of their own, these are first moved
+a little so that they cross in no slivers (`crossings`). Everything is deterministic: the same image
+gives the same labels.
 
 Images are arrays (H, W, 3) or (H, W, 1): uint8, or floats in 0..1, RGB. `picture` makes one of a
 network's input.
@@ -28,6 +30,7 @@ from jaxtyping import Float, Int
 
 from jaxplain.model import Model
 from jaxplain.names import unknown
+from jaxplain.superpixels.crossings import settle
 from jaxplain.superpixels.cuts import BACKGROUND, SEED, grab_cut, grid, quickshift, slic
 from jaxplain.superpixels.labels import (
     Labels,
@@ -138,11 +141,13 @@ def nested(
         ratio: of Quickshift.
         most_coarse: merge the smallest coarse superpixels of the background until no more than this
             are left, for each class.
-        most_fine: likewise for fine superpixels, each within its coarse one.
+        most_fine: likewise for fine superpixels, each within its coarse one. If the coarse ones of
+            the classes, or the specks of a foreground, part the image into more pieces than this,
+            the smallest pieces change their coarse superpixel, see `crossings`.
 
     Raises:
         ValueError: as `grab_cut` and `slic`, a share out of range, or fewer fine superpixels
-            allowed than there are coarse ones.
+            allowed than a class has coarse ones.
 
     Example:
         >>> image = np.random.default_rng(0).random((16, 16, 3))
@@ -166,9 +171,7 @@ def nested(
         labels = np.where(foreground, -1, rest)
         found.append(merge_small(labels, pixels, most=most_coarse, inside=foreground))
         reasons.append(why)
-    joint = found[0].astype(np.int64)
-    for labels in found[1:]:
-        joint = contiguous(joint * (int(labels.max()) + 1) + labels).astype(np.int64)
+    found, joint = settle(found, pixels if len(found) > 1 else 0, most=most_fine)
     fine = quickshift(image, kernel_size=kernel_size, max_dist=max_dist, ratio=ratio, inside=joint)
     fine = merge_small(pieces(joint, _or_grid(fine)), pixels, most=most_fine, inside=joint)
     coarse = np.stack(found) if heatmaps.ndim == 3 else found[0]

@@ -72,16 +72,47 @@ def merge_small(
         raise ValueError(f"inside has shape {walls.shape}; the labels {labels.shape}")
     if most is not None and most <= walls.max():
         raise ValueError(f"most={most}; there are {walls.max() + 1} coarse superpixels to fill")
+    return contiguous(absorb(labels, walls, smallest, most=most)[labels])
+
+
+def absorb(
+    labels: Labels,
+    walls: Labels,
+    smallest: float | int,
+    *,
+    most: int | None = None,
+    keep: Sequence[set[int]] = (),
+) -> Int[np.ndarray, " n"]:
+    """Return the superpixel that each ends in when `merge_small` has merged them.
+
+    Args:
+        labels: (H, W), 0 … n - 1.
+        walls: (H, W), see `inside` there.
+        smallest: pixels that a superpixel must have to stay.
+        most: go on with the smallest ones until no more than this are left.
+        keep: groups of superpixels. The last one left of a group stays however small, and goes for
+            the sake of `most` only after all others.
+
+    Example:
+        >>> row = np.array([[0, 0, 0, 1, 2, 2]], np.int32)
+        >>> absorb(row, np.zeros_like(row), 2)
+        array([0, 0, 2])
+        >>> absorb(row, np.zeros_like(row), 3, keep=[{1}])
+        array([0, 1, 1])
+    """
     area = dict(enumerate(np.bincount(labels.ravel()).tolist()))
     borders = _borders(labels, walls)
     parent = np.arange(len(area))
+    groups = [set(group) for group in keep]
     stuck: set[int] = set()
     while True:
         movable = [label for label in area if label not in stuck]
         if not movable:
             break
-        small = min(movable, key=lambda label: (area[label], label))
-        if area[small] >= smallest and (most is None or len(area) <= most):
+        last = {label for group in groups if len(group) == 1 for label in group}
+        small = min(movable, key=lambda label: (label in last, area[label], label))
+        large = area[small] >= smallest or small in last
+        if large and (most is None or len(area) <= most):
             break
         near = borders.pop(small, {})
         if not near:
@@ -90,12 +121,14 @@ def merge_small(
         into = max(near, key=lambda label: (near[label], -label))
         parent[parent == small] = into
         area[into] += area.pop(small)
+        for group in groups:
+            group.discard(small)
         for other, length in near.items():
             del borders[other][small]
             if other != into:
                 borders[other][into] = borders[other].get(into, 0) + length
                 borders[into][other] = borders[into].get(other, 0) + length
-    return contiguous(parent[labels])
+    return parent
 
 
 def check_segments(segments: Any, size: Sequence[int]) -> Int[np.ndarray, "b h w"]:
