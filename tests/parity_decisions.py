@@ -14,10 +14,10 @@ largest value, with two photographs:
     deconvnet             0.079                   0.0082
     integrated gradients  0.015                   0.010
 
-`decisions_vgg16.npz` says how the references decided for the photographs: for every convolution the
-units that are nearer to a tie than float32 can tell, and a value for each, on the side of the tie
-on which the references stood. Put in before the ReLU, these values are a change no larger than
-rounding.
+`decisions_vgg16.npz` says how the references decided, for the photographs and for the sixteen
+points of their integrated gradients: for every convolution the units that are nearer to a tie than
+float32 can tell, and a value for each, on the side of the tie on which the references stood. Put in
+before the ReLU, these values are a change no larger than rounding.
 """
 
 import dataclasses
@@ -33,6 +33,12 @@ import numpy as np
 
 from jaxplain.models.network import Network
 
+POINTS = 16
+"""Of the integrated gradients, (point + 1/2) / 16 of the photographs; the next one is the end."""
+
+OUTSIDE = np.iinfo(np.int16).max
+"""The image of a unit that fills up a list: there is none of that number."""
+
 
 class Told(NamedTuple):
     """Values of some units of a convolution, or what is added to them.
@@ -46,15 +52,29 @@ class Told(NamedTuple):
     values: Any
 
 
+def share(point: int) -> float:
+    """Return where a point lies on the line from zero to the photographs."""
+    return 1.0 if point == POINTS else (point + 0.5) / POINTS
+
+
 @functools.cache
-def decisions() -> dict[str, Told]:
-    """Return what each convolution is told."""
+def _file() -> dict[str, np.ndarray]:
     with np.load(Path(__file__).parent / "data" / "decisions_vgg16.npz") as file:
-        layers, of, units, values = (file[key] for key in ("layers", "layer", "unit", "value"))
-    return {
-        layer: Told(units[of == number].astype(np.int32), values[of == number])
-        for number, layer in enumerate(layers.tolist())
-    }
+        return {key: file[key] for key in file.files}
+
+
+def decisions(point: int) -> dict[str, Told]:
+    """Return what each convolution is told at a point, as many units at every one."""
+    file = _file()
+    found = {}
+    for number, layer in enumerate(file["layers"].tolist()):
+        rows = np.flatnonzero(file["layer"] == number)
+        most = np.bincount(file["point"][rows], minlength=POINTS + 1).max()
+        rows = rows[file["point"][rows] == point]
+        units, values = np.full((most, 4), OUTSIDE, np.int32), np.zeros(most, np.float32)
+        units[: len(rows)], values[: len(rows)] = file["unit"][rows], file["value"][rows]
+        found[layer] = Told(jnp.asarray(units), jnp.asarray(values))
+    return found
 
 
 def _run(
@@ -72,7 +92,7 @@ def _run(
 
 
 def _added(output: jax.Array, change: Told) -> jax.Array:
-    return output.at[tuple(change.units.T)].add(change.values)
+    return output.at[tuple(change.units.T)].add(change.values, mode="drop")
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -88,7 +108,8 @@ def changes(
 
     def tell(layer: str, output: jax.Array) -> jax.Array:
         units, values = told[layer]
-        found[layer] = Told(units, values - output[tuple(units.T)])
+        missing = values - output.at[tuple(units.T)].get(mode="fill", fill_value=0)
+        found[layer] = Told(units, jnp.where(units[:, 0] == OUTSIDE, 0, missing))
         sizes[layer] = jnp.abs(found[layer].values).max() / jnp.abs(output).max()
         return _added(output, found[layer])
 

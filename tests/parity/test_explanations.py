@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from parity_decisions import Decided, changes, decisions
+from parity_decisions import POINTS, Decided, changes, decisions, share
 from ports import NETWORKS, photographs, variables_of
 
 import jaxplain as jxp
@@ -125,29 +125,49 @@ def test_explanations_are_those_of_the_other_libraries(name, key):
 
 
 @functools.cache
-def changed():
-    """Return what makes VGG-16 decide as the references did, and how much that is."""
+def changed(point):
+    """Return what makes VGG-16 decide at a point as the references did, and how much that is."""
     _, images, _ = prepared("vgg16")
-    return changes(NETWORKS["vgg16"], variables("vgg16"), images, decisions())
+    return changes(NETWORKS["vgg16"], variables("vgg16"), share(point) * images, decisions(point))
 
 
-def decided():
-    """Return VGG-16 with the decisions of the references."""
+def decided(point):
+    """Return VGG-16 with the decisions of the references at a point."""
     model, images, targets = prepared("vgg16")
-    params = {"variables": model.params, "changes": changed()[0]}
+    params = {"variables": model.params, "changes": changed(point)[0]}
     apply = Decided(NETWORKS["vgg16"])
     return dataclasses.replace(model, params=params, apply=apply), images, targets
 
 
-# Integrated gradients would need the decisions at sixteen points.
 @pytest.mark.parametrize("key", sorted(OPEN - {INTEGRATED}))
 def test_given_their_decisions_explanations_are_the_references(key):
-    found = errors(METHODS["vgg16"][key](*decided()), "vgg16", key)
+    found = errors(METHODS["vgg16"][key](*decided(POINTS)), "vgg16", key)
     print(f"vgg16/{key} with the same decisions: largest error {found.max():.1e}")
     assert found.max() < 1e-5
 
 
-def test_the_decisions_are_ties_to_the_accuracy_of_float32():
-    _, sizes = changed()
-    assert set(sizes) == set(decisions())
+def part(point):
+    """Return the integrated gradients of the part of the line that has a point at its middle."""
+    model, images, targets = decided(point)
+    return jxp.integrated_gradients(
+        model,
+        images * ((point + 1) / POINTS),
+        targets,
+        baseline=images * (point / POINTS),
+        steps=1,
+        rule="midpoint",
+    ).attribution
+
+
+def test_given_their_decisions_integrated_gradients_are_the_references():
+    # In parts, since the network is told otherwise at each point.
+    found = errors(sum(part(point) for point in range(POINTS)), "vgg16", INTEGRATED)
+    print(f"vgg16/{INTEGRATED} with the same decisions: largest error {found.max():.1e}")
+    assert found.max() < 1e-5
+
+
+@pytest.mark.parametrize("point", range(POINTS + 1))
+def test_the_decisions_are_ties_to_the_accuracy_of_float32(point):
+    _, sizes = changed(point)
+    assert set(sizes) == set(decisions(point))
     assert 0 < max(sizes.values()) < 5e-6
