@@ -90,7 +90,7 @@ def load_model(
     Raises:
         ValueError: an unknown name, weights that do not fit (all tensors that do not are listed),
             another number of classes than theirs, or pictures too small for the network.
-        TypeError: weights that are nothing of the above; sizes that are no whole numbers.
+        TypeError: a name or weights that are nothing of the above; sizes that are no whole numbers.
         OSError: the file is missing or cannot be read, or a download failed.
 
     Warns:
@@ -101,6 +101,9 @@ def load_model(
         >>> model(jnp.zeros((1, *model.input_shape))).shape, model.class_names[:3]
         ((1, 10), ('0', '1', '2'))
     """
+    if not isinstance(name, str | os.PathLike):
+        expected = "that of a network or the path of a file"
+        raise TypeError(f"name is {name!r}, a {type(name).__name__}; expected {expected}")
     if weights is None and _is_file(name):
         name, weights = architecture_in(name), name
     architecture = find_architecture(os.fspath(name))

@@ -269,3 +269,9 @@ def test_the_model_knows_the_layers_of_its_architecture(name):
     model, architecture = load_model(name), MODELS[name]
     assert model.default_layer == architecture.default_layer
     assert model.evidence_layer == architecture.evidence_layer
+
+
+@pytest.mark.parametrize("name", [3, None, b"digits"])
+def test_a_name_that_is_none_is_told(name):
+    with pytest.raises(TypeError, match=r"^name is .*; expected that of a network or the path of"):
+        load_model(name)
