@@ -16,13 +16,11 @@ MOST_MAPS = 32_000
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Sharded code is tested on eight simulated devices; programs that a test starts inherit all this.
-# Tests compile much and compute little, so XLA is told to spend little on making code fast. Many
-# parts of a program, compiled side by side, cost a fifth more in all, and there is no free core.
+# Tests compile much and compute little, so XLA is told to spend little on making code fast.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     " --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
-    " --xla_cpu_parallel_codegen_split_count=1"
     " --xla_cpu_experimental_ynn_fusion_type=",  # as the command line has it
 )
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))

@@ -64,7 +64,7 @@ def test_bad_options_are_refused_by_name(truth):
 @pytest.mark.parametrize("variant", ["single_6c", "double_12c"])
 def test_flowers_lose_more_by_the_channels_of_their_class_than_by_others(variant):
     model = load_model(f"an8flower-{variant.replace('_', '-')}")
-    test = dataset_arrays(variant, "test", 12)
+    test = dataset_arrays(variant, "test", 24)
     inputs = model.preprocessing.batch(test.images)
     importance = shipped(model)["conv4"]
     found = ablate_channels(
