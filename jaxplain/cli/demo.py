@@ -41,7 +41,7 @@ WIDEST = 12
 QUICK: Mapping[str, Mapping[str, int | str]] = {
     "smooth_grad": {"samples": 3},
     "integrated_gradients": {"steps": 4, "rule": "midpoint"},
-    "occlusion": {"window": 40, "stride": 36, "chunk": 3},
+    "occlusion": {"window": 32, "stride": 27, "chunk": 4},
 }
 """Options for the flowers; the page says so. Less would be seen, more would be waited for."""
 
