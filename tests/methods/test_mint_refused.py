@@ -17,6 +17,12 @@ def _answers(images):
     return np.stack([images.mean((1, 2, 3)), 1 - images.mean((1, 2, 3))], 1)
 
 
+def explain(box, **options):
+    model, options = Model.from_black_box(box, 2), {"features": "none", "num_samples": 64} | options
+    key = jax.random.key(0)
+    return mint.explain(model, IMAGES, jnp.array([0, 1]), SEGMENTS, key=key, **options)
+
+
 @pytest.mark.parametrize(
     ("box", "options", "error", "message"),
     [
@@ -30,16 +36,7 @@ def _answers(images):
 )
 def test_what_does_not_fit_is_refused_by_name(box, options, error, message):
     with pytest.raises(error, match=message):
-        mint.explain(
-            Model.from_black_box(box, 2),
-            IMAGES,
-            jnp.array([0, 1]),
-            SEGMENTS,
-            key=jax.random.key(0),
-            num_samples=64,
-            features="none",
-            **options,
-        )
+        explain(box, **options)
 
 
 @pytest.mark.parametrize("tolerance", [None, 0.1])
@@ -62,18 +59,7 @@ def test_bad_options_are_refused_before_a_sample_is_drawn(options, tolerance):
         return _answers(images)
 
     name = list(options)[-1]
-    model = Model.from_black_box(box, 2)
     with pytest.raises(ValueError, match=name):
-        mint.explain(
-            model,
-            IMAGES,
-            jnp.array([0, 1]),
-            SEGMENTS,
-            key=jax.random.key(0),
-            num_samples=64,
-            features="none",
-            tolerance=tolerance,
-            **options,
-        )
+        explain(box, tolerance=tolerance, **options)
     # The images themselves are shown, to see that the answers fit.
     assert asked == [len(IMAGES)]
